@@ -78,7 +78,9 @@ def settings(package_root: str = ".") -> dict[str, Any]:
         "install_requires": [torch["torch"], *(cpu[name] for name in CORE)],
         "extras_require": {
             "vllm": [gpu["vllm"]],
-            "sglang": [cpu["aiohttp"]],  # the HTTP client only: the server pins another torch, see requirements/sglang.txt
+            "sglang": [
+                cpu["aiohttp"]
+            ],  # the HTTP client only: the server pins another torch, see requirements/sglang.txt
             "megatron": [megatron["megatron-core"]],
             "gpu": [gpu["vllm"], gpu["nvidia-ml-py"]],
             "test": [test[name] for name in TEST],
