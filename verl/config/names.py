@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every name that a configuration value may take, as types and as tuples. Knows no code behind the names."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+ADV_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps")
+"""Registered advantage estimators: outcome supervision and process supervision."""
+PROCESS_ESTIMATORS: tuple[str, ...] = ("grpo_ps",)
+"""Estimators that read step scores themselves: they need a PRM in mode `step` and refuse KL-in-reward."""
+GROUP_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps")
+"""Estimators whose baseline is the group: one response per prompt would give an advantage of zero."""
+
+LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+LOSS_AGG_MODES: tuple[str, ...] = get_args(LossAggMode)
+KLType = Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"]
+KL_TYPES: tuple[str, ...] = get_args(KLType)
+KLControllerType = Literal["fixed", "adaptive"]
+KL_CONTROLLERS: tuple[str, ...] = get_args(KLControllerType)
+
+Strategy = Literal["fsdp2", "fsdp", "megatron"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+STRATEGIES_NOT_BUILT: tuple[str, ...] = ("megatron",)
+RolloutName = Literal["vllm", "hf", "sglang"]
+ROLLOUT_NAMES: tuple[str, ...] = get_args(RolloutName)
+ROLLOUTS_NOT_BUILT: tuple[str, ...] = ("sglang",)
+DType = Literal["bfloat16", "float32", "float16"]
+DTYPES: tuple[str, ...] = get_args(DType)
+LRSchedule = Literal["constant", "cosine"]
+LR_SCHEDULES: tuple[str, ...] = get_args(LRSchedule)
+CheckpointContent = Literal["model", "optimizer", "extra", "hf_model"]
+CHECKPOINT_CONTENTS: tuple[str, ...] = get_args(CheckpointContent)
+LoadFormat = Literal["auto", "dummy", "safetensors"]
+LOAD_FORMATS: tuple[str, ...] = get_args(LoadFormat)
+WeightSyncBackend = Literal["auto", "stream", "ipc", "nccl"]
+WEIGHT_SYNC_BACKENDS: tuple[str, ...] = get_args(WeightSyncBackend)
+
+Truncation = Literal["error", "left", "right", "middle"]
+TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
+
+RewardManagerName = Literal["naive", "dapo"]
+REWARD_MANAGERS: tuple[str, ...] = get_args(RewardManagerName)
+PRMAdapterName = Literal["auto", "reasonflux_prm", "qwen_math_prm"]
+PRM_ADAPTERS: tuple[str, ...] = get_args(PRMAdapterName)
+PRMBackend = Literal["vllm", "hf"]
+PRM_BACKENDS: tuple[str, ...] = get_args(PRMBackend)
+PRMMode = Literal["step", "scalar", "legacy"]
+PRM_MODES: tuple[str, ...] = get_args(PRMMode)
+ScoreSpace = Literal["prob", "signed", "logit_diff"]
+SCORE_SPACES: tuple[str, ...] = get_args(ScoreSpace)
+StepAggregation = Literal["mean", "min", "last", "prod"]
+STEP_AGGREGATIONS: tuple[str, ...] = get_args(StepAggregation)
+Gate = Literal["none", "correct_only", "outcome_sign"]
+GATES: tuple[str, ...] = get_args(Gate)
+OnScoringError = Literal["rule_only", "drop_group", "stop"]
+ON_SCORING_ERRORS: tuple[str, ...] = get_args(OnScoringError)
+OverlongForPRM = Literal["window", "extend", "error"]
+OVERLONG_FOR_PRM: tuple[str, ...] = get_args(OverlongForPRM)
+
+DeviceName = Literal["auto", "cuda", "cpu"]
+DEVICES: tuple[str, ...] = get_args(DeviceName)
+LoggerName = Literal["console", "jsonl", "tensorboard", "wandb"]
+LOGGERS: tuple[str, ...] = get_args(LoggerName)
+ResumeMode = Literal["auto", "disable", "resume_path"]
+RESUME_MODES: tuple[str, ...] = get_args(ResumeMode)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Section `actor_rollout_ref.rollout`: how prompts are answered. Does not know the trainer or the scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl.config.fields import free_mapping, limited
+from verl.config.names import DType, LoadFormat, RolloutName, WeightSyncBackend
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValKwargs:
+    """Sampling in validation (training uses the keys one level up)."""
+
+    n: int = limited(1, low=1)
+    """Answers per validation prompt (mean@n, maj@n, pass@n). Unit: responses."""
+    do_sample: bool = False
+    """Sample with the settings here; off = greedy decoding."""
+    temperature: float = limited(0.0, low=0.0)
+    """Sampling temperature; 0 = greedy."""
+    top_p: float = limited(1.0, above=0.0, high=1.0)
+    """Nucleus sampling; 1 = off."""
+    top_k: int = limited(-1, low=1, or_value=-1)
+    """Sample from the k likeliest tokens; -1 = off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Rollout servers and sampling."""
+
+    name: RolloutName = "vllm"
+    """Engine: `vllm` servers, or `hf` (transformers generation, slow, for comparison)."""
+    n: int = limited(1, low=1)
+    """Responses per prompt: the size of a group. Unit: responses."""
+    temperature: float = limited(1.0, above=0.0)
+    """Sampling temperature in training; the trainer divides its logits by the same number."""
+    top_p: float = limited(1.0, above=0.0, high=1.0)
+    """Nucleus sampling in training; must be 1, or the trainer's log-probs would not match the sampler's."""
+    top_k: int = limited(-1, low=1, or_value=-1)
+    """Top-k sampling in training; must be -1 for the same reason."""
+    ignore_eos: bool = False
+    """Go on after the end token up to `data.max_response_length` (throughput tests only)."""
+    dtype: DType = "bfloat16"
+    """Type of the served weights."""
+    tensor_model_parallel_size: int = limited(1, low=1)
+    """Devices per rollout server; must divide `trainer.n_gpus_per_node`. Unit: devices."""
+    gpu_memory_utilization: float = limited(0.5, above=0.0, high=1.0)
+    """Share of each device's memory given to a rollout server (weights and KV cache)."""
+    cpu_kvcache_gib: float = limited(1.0, above=0.0)
+    """KV cache of one rollout server when it runs on a CPU. Unit: GiB."""
+    max_num_batched_tokens: int = limited(8192, low=1)
+    """Most tokens in one forward of the server. Unit: tokens."""
+    max_model_len: int | None = limited(None, low=1)
+    """Longest prompt plus response; null = `data.max_prompt_length + data.max_response_length`. Unit: tokens."""
+    max_num_seqs: int = limited(1024, low=1)
+    """Most sequences decoded at once by one server. Unit: sequences."""
+    enable_chunked_prefill: bool = True
+    """Let the server cut long prompts into pieces."""
+    enable_prefix_caching: bool = True
+    """Compute a prompt once for all its responses."""
+    enforce_eager: bool = False
+    """Do not capture CUDA graphs."""
+    free_cache_engine: bool = True
+    """Free the KV cache (and weights) while the trainer uses the same GPUs. No effect on a CPU."""
+    load_format: LoadFormat = "auto"
+    """First weights: read from the model's files, or `dummy` (random, overwritten by the first sync)."""
+    disable_log_stats: bool = True
+    """Do not log the server's own statistics."""
+    engine_kwargs: Mapping[str, Any] = free_mapping()
+    """Extra arguments for the engine, by engine name: `{vllm: {block_size: 32}}`."""
+    log_prob_micro_batch_size_per_gpu: int | None = limited(None, low=1)
+    """Old log-probs: most sequences in one forward on one rank; null = the actor's limit. Unit: sequences."""
+    log_prob_use_dynamic_bsz: bool | None = None
+    """Old log-probs: token budget on or off; null = as for the actor."""
+    log_prob_max_token_len_per_gpu: int | None = limited(None, low=1)
+    """Old log-probs: most tokens in one forward on one rank; null = the actor's budget. Unit: tokens."""
+    weight_sync_backend: WeightSyncBackend = "auto"
+    """How new weights reach the servers: `ipc` (same GPUs), `nccl` (other GPUs), `stream` (CPU); auto chooses by
+    placement."""
+    update_weights_bucket_megabytes: int = limited(512, low=1)
+    """Weights are sent in buckets of this size. Unit: MiB."""
+    timeout_s: float = limited(3600.0, above=0.0)
+    """Longest wait for all responses of a batch. Unit: seconds."""
+    start_timeout_s: float = limited(900.0, above=0.0)
+    """Longest wait for a server to load its model. Unit: seconds."""
+    val_kwargs: ValKwargs = field(default_factory=ValKwargs)
+    """Sampling in validation."""
