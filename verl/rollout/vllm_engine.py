@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM behind the rollout interface: one `AsyncLLM`, requests of n = 1, log-probs of the sampled distribution.
+
+One request with n > 1 would come back only when all n responses are complete; G requests of n = 1 come back one by one,
+and the prefix cache makes the shared prompt cheap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from verl.rollout.base import FinishReason, Generation, GenerationRequest, RolloutSpec, SamplingSettings
+
+
+class VLLMEngine:
+    """One vLLM engine.
+
+    Example:
+        >>> engine = VLLMEngine(RolloutSpec(model_path="Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", max_model_len=17408))
+        >>> await engine.start()
+        >>> generation = await engine.generate(request)
+    """
+
+    def __init__(self, spec: RolloutSpec) -> None:
+        """Remember the settings; nothing is loaded yet.
+
+        Args:
+            spec: Engine settings.
+        """
+        self._spec = spec
+        self._llm: AsyncLLM | None = None
+        self._policy_version = 0
+
+    async def start(self) -> None:
+        """See `RolloutEngine.start`."""
+        self._llm = AsyncLLM.from_engine_args(engine_args(self._spec))
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            RuntimeError: vLLM returned no final output.
+        """
+        final = None
+        params = sampling_params(request.sampling)
+        prompt = {"prompt_token_ids": request.prompt_token_ids}
+        async for output in self._engine.generate(prompt, params, request.request_id):
+            final = output
+        if final is None or not final.outputs:
+            raise RuntimeError(f"vLLM ended request {request.request_id} without output")
+        completion = final.outputs[0]
+        token_ids = list(completion.token_ids)
+        log_probs = [entry[token].logprob for token, entry in zip(token_ids, completion.logprobs or [], strict=True)]
+        return Generation(
+            request_id=request.request_id,
+            token_ids=token_ids,
+            log_probs=log_probs,
+            finish_reason=_finish_reason(completion.finish_reason),
+            policy_version=self._policy_version,
+        )
+
+    async def init_transfer(self, init_info: dict[str, Any]) -> None:
+        """See `RolloutEngine.init_transfer`."""
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def start_update(self) -> None:
+        """See `RolloutEngine.start_update`."""
+        await self._engine.pause_generation(mode="wait", clear_cache=True)
+        await self._engine.start_weight_update()
+
+    async def update(self, payload: dict[str, Any]) -> None:
+        """See `RolloutEngine.update`."""
+        await self._engine.update_weights(WeightTransferUpdateRequest(payload))
+
+    async def finish_update(self, version: int) -> None:
+        """See `RolloutEngine.finish_update`."""
+        await self._engine.finish_weight_update(str(version))
+        self._policy_version = version
+        await self._engine.resume_generation()
+
+    async def sleep(self) -> None:
+        """See `RolloutEngine.sleep`; level 2 drops the weights too, the next sync brings new ones."""
+        if self._spec.enable_sleep_mode:
+            await self._engine.sleep(level=2)
+
+    async def wake(self) -> None:
+        """See `RolloutEngine.wake`."""
+        if self._spec.enable_sleep_mode:
+            await self._engine.wake_up()
+
+    async def close(self) -> None:
+        """See `RolloutEngine.close`."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    @property
+    def _engine(self) -> AsyncLLM:
+        assert self._llm is not None, "start() was not awaited"
+        return self._llm
+
+
+def engine_args(spec: RolloutSpec) -> AsyncEngineArgs:
+    """Translate the settings.
+
+    Args:
+        spec: Engine settings.
+
+    Returns:
+        vLLM's arguments; `spec.engine_kwargs` wins over what is derived here.
+    """
+    derived: dict[str, Any] = {
+        "model": spec.model_path,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": spec.max_num_seqs,
+        # vLLM wants a step to hold at least one token per running sequence
+        "max_num_batched_tokens": max(spec.max_num_batched_tokens, spec.max_num_seqs),
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "enforce_eager": spec.enforce_eager,
+        "enable_chunked_prefill": spec.enable_chunked_prefill,
+        "enable_prefix_caching": spec.enable_prefix_caching,
+        "enable_sleep_mode": spec.enable_sleep_mode,
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_sync),
+        "seed": spec.seed,
+        "trust_remote_code": spec.trust_remote_code,
+        "disable_log_stats": True,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+    }
+    if spec.kv_cache_bytes is not None:
+        derived["kv_cache_memory_bytes"] = spec.kv_cache_bytes
+    else:
+        derived["gpu_memory_utilization"] = spec.gpu_memory_utilization
+    return AsyncEngineArgs(**(derived | spec.engine_kwargs))
+
+
+def sampling_params(settings: SamplingSettings) -> SamplingParams:
+    """Translate one request's settings.
+
+    Args:
+        settings: How to sample.
+
+    Returns:
+        vLLM's parameters, with the sampled token's log-prob asked for and only the final output returned.
+    """
+    return SamplingParams(
+        n=1,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        ignore_eos=settings.ignore_eos,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _finish_reason(reason: str | None) -> FinishReason:
+    if reason in ("stop", "length"):
+        return "stop" if reason == "stop" else "length"
+    return "abort"

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of weight sync: who sends, who receives, what a sync reports.
+
+A sync is `start_update`, one or more `update(payload)`, `finish_update(version)`, spoken by a `WeightSender` (trainer side)
+to a `WeightSyncClient` (engine side). Neither side knows what the other is made of: the client may be a Ray actor, an HTTP
+server or an object in the same process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+NamedWeights = Iterable[tuple[str, torch.Tensor]]
+"""Hugging Face parameter names with full (unsharded) tensors. Iterating it may be a collective over the trainer's ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one sync cost, on the sending rank.
+
+    Attributes:
+        version: Policy version now held by the engines.
+        num_tensors: Tensors sent.
+        num_bytes: Bytes sent, each tensor counted once however many engines read it.
+        gather_s: Seconds to gather and write the tensors.
+        load_s: Seconds the engines took to take them in.
+    """
+
+    version: int
+    num_tensors: int
+    num_bytes: int
+    gather_s: float
+    load_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes per second over the whole sync; 0 when nothing was sent."""
+        total_s = self.gather_s + self.load_s
+        return self.num_bytes / total_s if total_s > 0 else 0.0
+
+
+class WeightSyncClient(Protocol):
+    """Engine side of a sync. Every call returns when all engines behind the client are done, or raises."""
+
+    def init_transfer(self, init_info: dict[str, Any]) -> None:
+        """Prepare the engines for a backend; called once before the first sync."""
+
+    def start_update(self) -> None:
+        """Pause generation and make the engines ready to take weights."""
+
+    def update(self, payload: dict[str, Any]) -> None:
+        """Hand one chunk of weights (or where to find it) to the engines."""
+
+    def finish_update(self, version: int) -> None:
+        """End the update, drop caches computed with old weights, resume generation."""
+
+
+class WeightSender(Protocol):
+    """Trainer side of a sync. Called on every trainer rank; only node leaders write and speak to the client."""
+
+    def send(self, weights: NamedWeights, version: int, verify: bool) -> SyncReport:
+        """Send all weights.
+
+        Args:
+            weights: The policy's full weights; iterated once, on every rank.
+            version: Policy version after this sync.
+            verify: Have the engines compare a digest of every received tensor with the sender's.
+
+        Returns:
+            The cost of this sync on this rank.
+        """
