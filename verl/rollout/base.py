@@ -108,7 +108,7 @@ class RolloutSpec:
 
 
 class RolloutEngine(Protocol):
-    """An engine that samples. All methods are coroutines on one event loop; `generate` may be called many times at once."""
+    """An engine that samples. All methods are coroutines on one event loop; `generate` may run many times at once."""
 
     async def start(self) -> None:
         """Load the model; returns when requests can be served."""

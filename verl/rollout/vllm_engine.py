@@ -23,7 +23,7 @@ class VLLMEngine:
     """One vLLM engine.
 
     Example:
-        >>> engine = VLLMEngine(RolloutSpec(model_path="Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", max_model_len=17408))
+        >>> engine = VLLMEngine(RolloutSpec(model_path="Qwen/Qwen2.5-0.5B", dtype="bfloat16", max_model_len=4096))
         >>> await engine.start()
         >>> generation = await engine.generate(request)
     """

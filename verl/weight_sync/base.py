@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of weight sync: who sends, who receives, what a sync reports.
 
-A sync is `start_update`, one or more `update(payload)`, `finish_update(version)`, spoken by a `WeightSender` (trainer side)
-to a `WeightSyncClient` (engine side). Neither side knows what the other is made of: the client may be a Ray actor, an HTTP
-server or an object in the same process.
+A sync is `start_update`, one or more `update(payload)`, `finish_update(version)`, spoken by a `WeightSender`
+(trainer side) to a `WeightSyncClient` (engine side). Neither side knows what the other is made of: the client may be
+a Ray actor, an HTTP server or an object in the same process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 NamedWeights = Iterable[tuple[str, torch.Tensor]]
-"""Hugging Face parameter names with full (unsharded) tensors. Iterating it may be a collective over the trainer's ranks."""
+"""Hugging Face parameter names with full (unsharded) tensors. Iterating it may be a collective over trainer ranks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def write_bundle(weights: NamedWeights, path: Path, with_digests: bool) -> tuple
         free_bytes = shutil.disk_usage(path.parent).free
         path.unlink(missing_ok=True)
         raise OSError(
-            f"weight sync could not write {path} ({payload_bytes} bytes so far, {free_bytes} bytes free in {path.parent}): "
+            f"weight sync could not write {path} ({payload_bytes} bytes so far, {free_bytes} bytes free there): "
             f"{error}. Give the container a larger shared memory (docker: --shm-size)"
         ) from error
     return manifest, payload_bytes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sender of the `shared_memory` backend: each node's leader writes one bundle file, the engines of that node map it.
 
-Every rank iterates the weights, since gathering a sharded tensor is a collective; ranks that are not their node's leader
-drop the tensors at once.
+Every rank iterates the weights, since gathering a sharded tensor is a collective; ranks that are not their node's
+leader drop the tensors at once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices set aside for a role: one placement-group bundle per node, several ranks inside a bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from verl.utils.errors import UserError
+
+
+class ResourcePool:
+    """A named set of devices, the same number on each of some nodes.
+
+    Example:
+        >>> pool = ResourcePool("policy", num_nodes=1, devices_per_node=6, device="cuda")
+        >>> pool.acquire(timeout_s=120)
+    """
+
+    def __init__(self, name: str, num_nodes: int, devices_per_node: int, device: str) -> None:
+        """Describe the pool; nothing is claimed yet.
+
+        Args:
+            name: Shown in messages.
+            num_nodes: Nodes.
+            devices_per_node: GPUs of each node, or ranks of one CPU each.
+            device: `cuda` or `cpu`.
+        """
+        self.name = name
+        self.num_nodes = num_nodes
+        self.devices_per_node = devices_per_node
+        self.device = device
+        self._group: Any = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of devices."""
+        return self.num_nodes * self.devices_per_node
+
+    def acquire(self, timeout_s: float) -> None:
+        """Claim the devices.
+
+        Args:
+            timeout_s: Seconds to wait for Ray to find them.
+
+        Raises:
+            UserError: The cluster has not enough free devices.
+        """
+        bundle = {"CPU": float(self.devices_per_node)}
+        if self.device == "cuda":
+            bundle["GPU"] = float(self.devices_per_node)
+        strategy = "STRICT_SPREAD" if self.num_nodes > 1 else "PACK"
+        self._group = placement_group([bundle] * self.num_nodes, strategy=strategy, name=f"verl-{self.name}")
+        if not self._group.wait(timeout_s):
+            available = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
+            remove_placement_group(self._group)
+            raise UserError(
+                f"resource pool {self.name!r} needs {self.num_nodes} node(s) with {bundle} each; "
+                f"the Ray cluster has {available} free on {len(ray.nodes())} node(s) after {timeout_s:.0f} s. "
+                f"Ask for fewer devices (n_gpus_per_node, nnodes) or start Ray on more nodes"
+            )
+
+    def scheduling(self, node_index: int) -> PlacementGroupSchedulingStrategy:
+        """Strategy that puts an actor on one of the pool's nodes.
+
+        Args:
+            node_index: 0 to `num_nodes` - 1.
+
+        Returns:
+            A value for `scheduling_strategy`.
+        """
+        assert self._group is not None, "acquire() was not called"
+        return PlacementGroupSchedulingStrategy(
+            placement_group=self._group,
+            placement_group_bundle_index=node_index,
+            placement_group_capture_child_tasks=True,
+        )
+
+    def release(self) -> None:
+        """Give the devices back; actors in the pool die."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
