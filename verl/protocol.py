@@ -120,6 +120,8 @@ class DataProto:
             IndexError: An index is out of range.
         """
         if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"row {index} of {len(self)}")
             row = None if self.batch is None else self.batch[int(index)]
             return DataProtoItem(row, {k: v[index] for k, v in self.non_tensor_batch.items()}, self.meta_info)
         rows = index if isinstance(index, slice) else _row_numbers(index, len(self))
