@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cutting responses and finding step ends: nothing lost, every end a token, against slow references."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.tokenizers import byte_tokenizer
+from verl.rewards.prm.steps import SplitRule, find_steps, map_to_tokens, split_text
+from verl.utils.tokenizer import decode_with_starts, encode_plain, load_tokenizer
+
+RULE = SplitRule()
+BYTES = byte_tokenizer()
+FRAGMENTS = [
+    "\n\n",
+    "\n",
+    " ",
+    "\r\n",
+    "</think>",
+    "<think>",
+    "a",
+    "so x=1.",
+    "é",
+    "中",
+    "🙂",
+    "$$x$$",
+    "<extra_0>",
+    "\t",
+]
+texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=6)), max_size=30).map("".join)
+rules = st.builds(
+    lambda separator, least, extra: SplitRule(separator, least, least + extra if extra else 0),
+    st.sampled_from(["\n\n", "\n", "ки", "##"]),
+    st.integers(0, 12),
+    st.integers(0, 12),
+)
+
+
+def pieces(text: str, rule: SplitRule = RULE) -> list[str]:
+    return [text[a:b] for a, b in split_text(text, rule)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" \n\n\t\n", []),
+        ("one", ["one"]),
+        ("a\n\nb", ["a\n\n", "b"]),
+        ("a\n\n\n\n\nb", ["a\n\n\n\n", "\nb"]),
+        ("\n\na\n\nb\n\n", ["\n\na\n\n", "b\n\n"]),
+        ("a\n\n  \n\nb", ["a\n\n  \n\n", "b"]),
+        ("a\r\n\r\nb", ["a\r\n\r\nb"]),
+        ("<think>\nx\n</think>\n\nAnswer", ["<think>\nx\n</think>\n\n", "Answer"]),
+        ("x</think>Answer", ["x</think>", "Answer"]),
+        ("x\n\n</think>\n\nAnswer", ["x\n\n</think>\n\n", "Answer"]),
+        ("<think>\n\n</think>\n\nAnswer", ["<think>\n\n</think>\n\nAnswer"]),
+        ("a</think>b</think>c", ["a</think>", "b</think>", "c"]),
+        ("a\n\n</think>", ["a\n\n</think>"]),
+    ],
+)
+def test_examples(text, expected):
+    assert pieces(text) == expected
+
+
+def test_small_pieces_join_forward_and_the_last_of_a_section_backward():
+    rule = SplitRule(min_step_chars=4)
+    assert pieces("1.\n\nlong step\n\nab\n\ncdef\n\nx", rule) == ["1.\n\nlong step\n\n", "ab\n\ncdef\n\nx"]
+    assert pieces("long\n\nab</think>ok\n\nfine by me", rule) == ["long\n\nab</think>", "ok\n\nfine by me"]
+    assert pieces("ab</think>cd", rule) == ["ab</think>", "cd"], "never over a think border"
+
+
+def test_long_pieces_are_cut_at_lines_then_spaces_then_anywhere():
+    assert pieces("aaaa\nbbbb\ncccc", SplitRule(max_step_chars=7)) == ["aaaa\n", "bbbb\n", "cccc"]
+    assert pieces("aaaa bbbb cccc", SplitRule(max_step_chars=7)) == ["aaaa ", "bbbb ", "cccc"]
+    assert pieces("abcdefghij", SplitRule(max_step_chars=4)) == ["abcd", "efgh", "ij"]
+    assert pieces("abcd" + " " * 20 + "\n\nx", SplitRule(max_step_chars=4)) == ["abcd" + " " * 20 + "\n\n", "x"]
+
+
+@pytest.mark.parametrize("bad", [{"separator": ""}, {"min_step_chars": 5, "max_step_chars": 4}])
+def test_impossible_rules_are_refused(bad):
+    with pytest.raises(ValueError, match="separator|max_step_chars"):
+        SplitRule(**bad)
+
+
+@given(texts, rules)
+def test_nothing_is_lost_and_no_piece_is_blank(text, rule):
+    cut = pieces(text, rule)
+    if not text.strip():
+        assert cut == []
+        return
+    assert "".join(cut) == text
+    assert all(piece.strip() for piece in cut)
+
+
+@given(texts, st.sampled_from(["\n\n", "\n", "ки"]))
+def test_without_limits_pieces_match_a_plain_split(text, separator):
+    """Contents, in order, are those of cutting at every separator and every `</think>` and leaving out blank parts."""
+    parts = re.split(rf"(?<=</think>)|{re.escape(separator)}", text)
+    expected = [p for p in parts if re.sub("</?think>", "", p).strip()]
+    cut = pieces(text, SplitRule(separator))
+    has_content = [p for p in cut if re.sub(rf"</?think>|{separator}", "", p).strip()]
+    assert len(has_content) == len(expected)
+    for piece, part in zip(has_content, expected, strict=True):
+        assert part.strip() in piece
+
+
+@given(texts, st.integers(1, 12))
+def test_pieces_keep_to_the_maximum(text, most):
+    assert all(len(p.strip()) <= most for p in pieces(text, SplitRule(max_step_chars=most)))
+
+
+@given(texts)
+def test_think_end_is_a_border_whenever_both_sides_have_content(text):
+    borders = {end for _, end in split_text(text, SplitRule(min_step_chars=50))}
+    for match in re.finditer(r"</think>\s*", text):
+        sides = (text[: match.start()], text[match.end() :])
+        first_side = re.split("</think>", sides[0])[-1]
+        if all(re.sub(r"</?think>", "", s).strip() for s in (first_side, sides[1])) and not sides[1].startswith("</"):
+            assert match.end() in borders
+
+
+def slow_ends(spans, starts, num_chars):
+    """Last token of each span by looking at every token; spans without one are left out."""
+    ends = []
+    for begin, end in spans:
+        mine = [t for t, s in enumerate(starts) if begin <= s < end and s < num_chars]
+        ends += [max(mine)] if mine else []
+    return ends
+
+
+@given(texts, rules, st.data())
+def test_ends_are_each_steps_last_token(text, rule, draw):
+    """Random cuts of the text into tokens, with tokens that have no text in between."""
+    cuts = sorted(draw.draw(st.sets(st.integers(1, max(len(text) - 1, 1)), max_size=len(text))))
+    starts = [0, *cuts] if text else []
+    for place in draw.draw(st.lists(st.integers(0, len(starts)), max_size=3)):
+        starts.insert(place, len(text))
+    spans = split_text(text, rule)
+    steps = find_steps(text, np.array(starts, dtype=np.int64), rule)
+    inside = [s for s in starts if s < len(text)]
+    assert steps.ends.tolist() == (slow_ends(spans, starts, len(text)) if inside else [])
+    assert len(steps) == len(steps.ends)
+    assert np.all(np.diff(steps.ends) > 0)
+    assert all(starts[end] < len(text) for end in steps.ends)
+    if len(steps):
+        assert "".join(steps.pieces(text)) == text
+        for (begin, end), token in zip(steps.spans, steps.ends, strict=True):
+            assert begin <= starts[token] < end
+
+
+def test_a_piece_without_a_token_joins_the_one_before():
+    steps = map_to_tokens(((0, 3), (3, 4), (4, 6)), np.array([0, 2, 5, 6]), 6)
+    assert steps.spans == ((0, 4), (4, 6))
+    assert steps.ends.tolist() == [1, 2]
+
+
+def test_tokens_over_a_border_belong_to_the_step_they_begin_in():
+    steps = find_steps("a.\n\nbc", np.array([0, 1, 5, 6]), RULE)  # tokens: "a", ".\n\nb", "c", EOS
+    assert steps.ends.tolist() == [1, 2]
+
+
+@given(texts)
+@settings(deadline=None)
+def test_byte_tokens_of_any_text(text):
+    text = text.replace("<extra_0>", "")
+    ids = [*encode_plain(BYTES, [text])[0], BYTES.eos_token_id]
+    decoded, starts = decode_with_starts(BYTES, ids)
+    steps = find_steps(decoded, starts, RULE)
+    assert decoded == text
+    assert len(steps) == len(split_text(text, RULE)), "each byte has a token, so no piece is left without"
+    assert len(ids) - 1 not in steps.ends, "EOS has no text and belongs to no step"
+
+
+@pytest.fixture(scope="module")
+def qwen(shared_data):
+    return load_tokenizer(str(shared_data / "qwen2.5-tokenizer"))
+
+
+@given(text=texts)
+@settings(deadline=None, max_examples=150)
+def test_qwen_tokens_of_any_text(qwen, text):
+    ids = [*encode_plain(qwen, [text])[0], qwen.eos_token_id]
+    decoded, starts = decode_with_starts(qwen, ids)
+    steps = find_steps(decoded, starts, RULE)
+    assert "".join(steps.pieces(decoded)) == (decoded if decoded.strip() else "")
+    assert np.all(np.diff(steps.ends) > 0)
+    assert all(starts[end] < len(decoded) for end in steps.ends)
+
+
+def test_qwen_tokens_of_real_responses(qwen, shared_data):
+    rows = [json.loads(line) for line in (shared_data / "math/math_responses_50x8.jsonl").read_text().splitlines()]
+    counts = []
+    for response in (r for row in rows for r in row["code"]):
+        ids = [*encode_plain(qwen, [response])[0], qwen.eos_token_id]
+        decoded, starts = decode_with_starts(qwen, ids)
+        steps = find_steps(decoded, starts, RULE)
+        assert "".join(steps.pieces(decoded)) == unicodedata.normalize("NFC", response)
+        assert steps.ends.tolist() == slow_ends(split_text(decoded, RULE), starts.tolist(), len(decoded))
+        assert steps.ends[-1] == len(ids) - 2
+        counts.append(len(steps))
+    assert 3 < np.mean(counts) < 20
