@@ -19,6 +19,7 @@ class SamplingSettings:
         top_k: Number of tokens kept; -1 keeps all.
         max_new_tokens: Response limit in tokens, EOS included.
         seed: Seed of the request's sampler; None for the engine's own.
+        stop_token_ids: Tokens that end a response; the one sampled is part of the response.
         ignore_eos: Go on after EOS, for measurements of equal length.
     """
 
@@ -27,6 +28,7 @@ class SamplingSettings:
     top_k: int = -1
     max_new_tokens: int
     seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
 

@@ -159,6 +159,7 @@ def sampling_params(settings: SamplingSettings) -> SamplingParams:
         top_k=settings.top_k,
         max_tokens=settings.max_new_tokens,
         seed=settings.seed,
+        stop_token_ids=[] if settings.ignore_eos else list(settings.stop_token_ids),
         ignore_eos=settings.ignore_eos,
         logprobs=0,
         detokenize=False,
