@@ -147,7 +147,9 @@ class RuleVerifierPool:
     def close(self) -> None:
         """End all workers at once. Responses being judged end with status `error`."""
         self._closed = True
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.retire()
+        self._executor.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.kill()
 
@@ -161,11 +163,8 @@ class RuleVerifierPool:
 
     def _ask_twice(self, worker: _Worker, item: RuleItem) -> RuleVerdict:
         """Ask again once after a death: the worker may have been killed for no fault of this item."""
-        try:
+        with contextlib.suppress(WorkerDiedError):
             return worker.ask(item)
-        except WorkerDiedError:
-            if self._closed:
-                return _no_score("error", "the pool was closed")
         try:
             return worker.ask(item)
         except WorkerDiedError as error:
@@ -180,6 +179,7 @@ class _Worker:
         self._popen: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._is_ready = False
+        self._is_retired = False
         self._num_started = 0
 
     @property
@@ -188,7 +188,13 @@ class _Worker:
         return max(0, self._num_started - 1)
 
     def spawn(self) -> None:
-        """Start the process, without waiting for it; a running one is kept."""
+        """Start the process, without waiting for it; a running one is kept.
+
+        Raises:
+            WorkerDiedError: The pool was closed.
+        """
+        if self._is_retired:
+            raise WorkerDiedError("the rule verifier pool was closed")
         if self._popen is not None:
             return
         ours, theirs = Pipe()
@@ -245,18 +251,22 @@ class _Worker:
             raise self._died() from error
         verdict = self._receive(self._setup.timeout_s)
         if verdict is None:
-            self.kill()
-            self.spawn()
+            self._replace()
             return _no_score("timeout", f"no verdict within {self._setup.timeout_s:g} s; the worker was killed")
         return verdict
+
+    def retire(self) -> None:
+        """End the process for good; the one call allowed beside another thread's, which then sees the process die."""
+        self._is_retired = True
+        if self._popen is not None:
+            _kill_group(self._popen)
 
     def kill(self) -> None:
         """End the process and all it has started."""
         popen, connection = self._popen, self._connection
         self._popen = self._connection = None
         if popen is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
+            _kill_group(popen)
             popen.wait()
         if connection is not None:
             connection.close()
@@ -269,13 +279,24 @@ class _Worker:
         except (EOFError, OSError) as error:
             raise self._died() from error
 
+    def _replace(self) -> None:
+        """End the process and start another one, which is loading while the pool does something else."""
+        self.kill()
+        if not self._is_retired:
+            self.spawn()
+
     def _died(self) -> WorkerDiedError:
         """Take leave of a dead process and say how it ended."""
         popen = self._popen
-        self.kill()
+        self._replace()
         status = None if popen is None else popen.returncode
         name = signal.Signals(-status).name if status is not None and status < 0 else f"exit code {status}"
         return WorkerDiedError(f"the rule worker died ({name})")
+
+
+def _kill_group(popen: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(popen.pid, signal.SIGKILL)
 
 
 def _worker_environment() -> dict[str, str]:

@@ -61,6 +61,7 @@ def prepare(setup: WorkerSetup) -> Callable[[RuleItem], RuleVerdict]:
     Returns:
         The function that judges one item.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if setup.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (setup.memory_bytes, setup.memory_bytes))
     spec = setup.function
