@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +44,55 @@ class StepLogits:
     """
 
     logits: np.ndarray
-    flags: tuple[str, ...] = field(default=())
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PRMInput:
+    """One forward pass of a PRM.
+
+    Args:
+        token_ids: The whole input.
+        score_positions: [k] int64, the rows of the output to keep.
+        first_step: Which reasoning step the first kept row scores; the others follow.
+    """
+
+    token_ids: list[int]
+    score_positions: np.ndarray
+    first_step: int = 0
+
+
+@dataclass(frozen=True)
+class PRMPlan:
+    """Everything a PRM must run to score one response: one input, or several overlapping windows of a long one.
+
+    Args:
+        inputs: Their kept rows, one after the other, score steps 0 to K - 1.
+        flags: What was done to the text on the way; see `StepLogits`.
+    """
+
+    inputs: tuple[PRMInput, ...]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all inputs together."""
+        return sum(len(item.token_ids) for item in self.inputs)
+
+    def gather(self, rows: Sequence[np.ndarray]) -> StepLogits:
+        """Put the kept rows of all inputs together.
+
+        Args:
+            rows: [k, 2] for each input, in order.
+
+        Raises:
+            ValueError: A scorer gave another number of rows than was asked of it.
+        """
+        for item, got in zip(self.inputs, rows, strict=True):
+            if got.shape != (len(item.score_positions), 2):
+                raise ValueError(f"the PRM gave {got.shape} for {len(item.score_positions)} reasoning steps")
+        whole = np.concatenate([np.zeros((0, 2), np.float32), *rows]).astype(np.float32)
+        return StepLogits(whole, self.flags)
 
 
 class ScoreSteps(Protocol):
