@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 5's KL penalty and stage 6: from the columns of a batch to the tensors of an estimator, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from verl.algorithms import get_adv_estimator_fn, kl_penalty
+from verl.algorithms.inputs import AdvantageInputs, group_numbers, pad_steps
+from verl.algorithms.kl import KLController, kl_in_reward
+from verl.algorithms.registry import adv_estimator_columns
+from verl.batch_schema import Stage, require
+from verl.config import AlgorithmConfig
+from verl.protocol import DataProto
+
+_STEP_COLUMNS = frozenset({"step_scores", "step_ends", "step_mask"})
+
+
+def apply_kl_penalty(batch: DataProto, controller: KLController, kl_form: str) -> tuple[DataProto, dict[str, float]]:
+    """Subtract the KL to the reference from the scores, token by token.
+
+    Args:
+        batch: [S] rows with `token_level_scores`, `old_log_probs`, `ref_log_prob`, `response_mask`.
+        controller: Holds the coefficient; adapted afterwards.
+        kl_form: A name of `verl.algorithms.kl.KL_FORMS`.
+
+    Returns:
+        The column `token_level_rewards` [S, R], and metrics.
+    """
+    require(batch, Stage.REWARD, also=("old_log_probs", "ref_log_prob"))
+    columns = batch.batch
+    kl = kl_penalty(columns["old_log_probs"], columns["ref_log_prob"], kl_form)
+    rewards, mean_kl = kl_in_reward(columns["token_level_scores"], kl, columns["response_mask"], controller.value)
+    metrics = {"reward/kl_penalty/mean": float(mean_kl), "reward/kl_coef": controller.value}
+    controller.update(float(mean_kl), len(batch))
+    return DataProto.from_dict(tensors={"token_level_rewards": rewards}), metrics
+
+
+def compute_advantage(batch: DataProto, config: AlgorithmConfig, beta: float) -> DataProto:
+    """Run the configured estimator.
+
+    Args:
+        batch: [S] rows after stage 5.
+        config: Names the estimator and its normalisation.
+        beta: Weight of the process part at this training step.
+
+    Returns:
+        The columns `advantages` and `returns`, [S, R] float32.
+    """
+    wanted = set(adv_estimator_columns(config.adv_estimator))
+    also = [name for name in ("step_scores", "step_ends", "rule_scores", "is_correct") if name in wanted]
+    require(batch, Stage.ADVANTAGE, also=also)
+    inputs = AdvantageInputs(
+        token_level_rewards=batch.batch["token_level_rewards"],
+        response_mask=batch.batch["response_mask"],
+        group_index=group_numbers(batch.non_tensor_batch["uid"]),
+        **_optional_columns(batch, wanted),
+        beta=beta,
+        norm_adv_by_std=config.norm_adv_by_std_in_grpo,
+    )
+    advantages, returns = get_adv_estimator_fn(config.adv_estimator)(inputs)
+    return DataProto.from_dict(tensors={"advantages": advantages, "returns": returns})
+
+
+def compute_response_mask(responses: torch.Tensor, response_lengths: torch.Tensor) -> torch.Tensor:
+    """Mark the tokens of right-padded responses.
+
+    Args:
+        responses: [S, R] int64.
+        response_lengths: [S] int64, tokens, EOS included.
+
+    Returns:
+        [S, R] int64, 1 at response tokens.
+    """
+    columns = torch.arange(responses.shape[1], device=responses.device)
+    return (columns[None, :] < response_lengths[:, None]).long()
+
+
+def _optional_columns(batch: DataProto, wanted: set[str]) -> dict[str, torch.Tensor]:
+    columns: dict[str, torch.Tensor] = {}
+    if wanted & _STEP_COLUMNS:
+        scores, ends, mask = pad_steps(batch.non_tensor_batch["step_scores"], batch.non_tensor_batch["step_ends"])
+        columns |= {"step_scores": scores, "step_ends": ends, "step_mask": mask}
+        status = batch.non_tensor_batch["prm_status"]
+        columns["is_scored"] = torch.from_numpy(np.isin(status.astype(str), ("scored", "retried")))
+    if "rule_scores" in wanted:
+        # r_out of Eq. 12: the verdict's reward with the length penalty
+        columns["rule_scores"] = batch.batch["rule_scores"] + batch.batch["overlong_penalty"]
+    if "is_correct" in wanted:
+        columns["is_correct"] = batch.batch["is_correct"]
+    return columns

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of one training step, named stage/what/reduction. Pure functions over a batch."""
+
+from __future__ import annotations
+
+import torch
+
+from verl.protocol import DataProto
+
+
+def compute_data_metrics(batch: DataProto, max_response_length: int) -> dict[str, float]:
+    """Lengths, rewards, advantages.
+
+    Args:
+        batch: [S] rows after stage 6.
+        max_response_length: The limit in tokens.
+
+    Returns:
+        Metrics.
+    """
+    columns = batch.batch
+    mask = columns["response_mask"].bool()
+    response_lengths = mask.sum(dim=1).float()
+    prompt_lengths = columns["prompt_mask"].sum(dim=1).float()
+    advantages = columns["advantages"][mask]
+    metrics = {
+        "reward/accuracy/mean": float(columns["is_correct"].float().mean()),
+        "reward/token_level_rewards/mean": float(columns["token_level_rewards"].sum(dim=1).mean()),
+        "advantage/abs/mean": float(advantages.abs().mean()) if advantages.numel() else 0.0,
+        "response/cut_at_limit/share": float((response_lengths >= max_response_length).float().mean()),
+    }
+    metrics |= _spread("reward/score", columns["token_level_scores"].sum(dim=1))
+    metrics |= _spread("response/length", response_lengths)
+    metrics |= _spread("prompt/length", prompt_lengths)
+    return metrics
+
+
+def compute_mismatch_metrics(batch: DataProto) -> dict[str, float]:
+    """How far the trainer's log-probs are from those of the engine that sampled.
+
+    Args:
+        batch: [S] rows with `old_log_probs` and `rollout_log_probs`.
+
+    Returns:
+        Absolute difference per token, mean and max; the mean k3 estimate of KL(rollout || trainer).
+    """
+    mask = batch.batch["response_mask"].bool()
+    difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"])[mask]
+    if not difference.numel():
+        return {}
+    return {
+        "rollout/log_prob_diff/mean": float(difference.abs().mean()),
+        "rollout/log_prob_diff/max": float(difference.abs().max()),
+        "rollout/kl_to_trainer/mean": float((torch.expm1(difference) - difference).mean()),
+    }
+
+
+def compute_throughput_metrics(batch: DataProto, step_s: float, num_devices: int) -> dict[str, float]:
+    """Tokens and samples per second of a whole training step.
+
+    Args:
+        batch: [S] rows.
+        step_s: Seconds of the step.
+        num_devices: Devices of all pools.
+
+    Returns:
+        Metrics; tokens count prompts and responses.
+    """
+    tokens = int(batch.batch["prompt_mask"].sum() + batch.batch["response_mask"].sum())
+    return {
+        "perf/tokens/sum": float(tokens),
+        "perf/tokens_per_s": tokens / step_s,
+        "perf/tokens_per_s_per_device": tokens / step_s / num_devices,
+        "perf/samples_per_s": len(batch) / step_s,
+    }
+
+
+def _spread(name: str, values: torch.Tensor) -> dict[str, float]:
+    return {
+        f"{name}/mean": float(values.mean()),
+        f"{name}/min": float(values.min()),
+        f"{name}/max": float(values.max()),
+    }

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rollouts as JSON lines for people and reports: steps with their scores, the verdict, the advantages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from verl.protocol import DataProto
+from verl.rewards.types import ScoredResponse
+
+
+def dump_rollouts(folder: Path, step: int, batch: DataProto, scored: Sequence[ScoredResponse]) -> Path:
+    """Write one training step's responses.
+
+    Args:
+        folder: Created when missing.
+        step: Training step; names the file.
+        batch: [S] rows after stage 6.
+        scored: S records in the same order.
+
+    Returns:
+        The file, `<folder>/<step>.jsonl`, one row per response.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for row, record in enumerate(scored):
+            file.write(json.dumps(_row(step, batch, row, record), ensure_ascii=False) + "\n")
+    return path
+
+
+def _row(step: int, batch: DataProto, row: int, record: ScoredResponse) -> dict[str, Any]:
+    objects, columns = batch.non_tensor_batch, batch.batch
+    text = str(objects["response_text"][row])
+    mask = columns["response_mask"][row].bool()
+    return {
+        "step": step,
+        "uid": record.uid,
+        "index": record.index,
+        "data_source": objects["data_source"][row],
+        "prompt": _plain(objects["raw_prompt"][row]),
+        "response": text,
+        "ground_truth": objects["ground_truth"][row],
+        "predicted": record.verdict.predicted,
+        "is_correct": record.verdict.is_correct,
+        "rule_status": record.verdict.status,
+        "rule_detail": record.verdict.detail,
+        "rule_score": record.rule_score,
+        "overlong_penalty": record.overlong_penalty,
+        "prm_status": record.prm_status,
+        "traj_score": _number(record.traj_score),
+        "steps": _steps(text, columns["advantages"][row], columns["token_level_scores"][row], record),
+        "flags": list(record.flags),
+        "finish_reason": objects["finish_reason"][row],
+        "num_tokens": int(mask.sum()),
+        "reward": float(columns["token_level_rewards"][row].sum()),
+        "advantage_mean": float(columns["advantages"][row][mask].mean()) if bool(mask.any()) else 0.0,
+    }
+
+
+def _steps(text: str, advantages: torch.Tensor, scores: torch.Tensor, record: ScoredResponse) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": text[start:end],
+            "score": _number(record.step_scores[k]) if k < len(record.step_scores) else None,
+            "end_token": int(token),
+            "reward": float(scores[token]),
+            "advantage": float(advantages[token]),
+        }
+        for k, ((start, end), token) in enumerate(zip(record.step_spans, record.step_ends, strict=True))
+    ]
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value

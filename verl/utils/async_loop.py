@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An asyncio event loop in a thread of its own, for a synchronous program that has concurrent work to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class BackgroundLoop:
+    """Runs coroutines while the calling thread does something else.
+
+    Example:
+        >>> loop = BackgroundLoop("rollout")
+        >>> future = loop.submit(asyncio.sleep(0, result=1))
+        >>> future.result(timeout=5)
+        1
+        >>> loop.close()
+    """
+
+    def __init__(self, name: str) -> None:
+        """Start the thread.
+
+        Args:
+            name: Thread name, shown by debuggers.
+        """
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
+        """Start a coroutine.
+
+        Args:
+            work: The coroutine.
+
+        Returns:
+            A future of the calling thread's kind; its exception is the coroutine's.
+        """
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
+        """Start a coroutine and wait for it.
+
+        Args:
+            work: The coroutine.
+            timeout_s: Longest wait in seconds; None waits for ever.
+
+        Returns:
+            What the coroutine returns.
+
+        Raises:
+            TimeoutError: It took longer; the coroutine is cancelled.
+        """
+        future = self.submit(work)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Stop the loop and its thread; unfinished coroutines are dropped."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=5)
