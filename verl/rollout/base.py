@@ -83,7 +83,7 @@ class RolloutSpec:
         enable_chunked_prefill: Split long prompts over engine steps.
         enable_prefix_caching: Share the prompt's KV cache inside a group.
         enable_sleep_mode: The engine can hand its memory back between rollouts (CUDA only).
-        weight_sync: Backend name: `shared_memory`, `ipc` or `nccl`.
+        weight_sync: Backend name: `shared_memory` or `ipc`.
         seed: Engine seed.
         trust_remote_code: Allow the model folder's own code.
         device: `cpu` or `cuda`.

@@ -4,6 +4,5 @@
 Works on streams of `(name, tensor)` pairs alone: it knows no model, no trainer and no Ray. The backends are
 
 * `shared_memory`: one file in the node's shared memory, mapped by the engine (CPU, colocated);
-* `ipc`: CUDA IPC handles (GPU, colocated), vLLM's own engine;
-* `nccl`: a process group of trainer rank 0 and the engines (GPU, disaggregated), vLLM's own engine.
+* `ipc`: CUDA IPC handles (GPU, colocated), vLLM's own transfer engine on both sides.
 """

@@ -8,7 +8,7 @@ a Ray actor, an HTTP server or an object in the same process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,21 @@ import torch
 
 NamedWeights = Iterable[tuple[str, torch.Tensor]]
 """Hugging Face parameter names with full (unsharded) tensors. Iterating it may be a collective over trainer ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightStream:
+    """Named weights that can be iterated more than once.
+
+    Attributes:
+        open: Starts a fresh pass, e.g. `lambda: engine.named_weights(torch.bfloat16)`.
+    """
+
+    open: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Start a fresh pass."""
+        return self.open()
 
 
 @dataclass(frozen=True, slots=True)

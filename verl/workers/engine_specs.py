@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the user's keys to the specs of a training engine and of a policy update. Pure translation."""
+
+from __future__ import annotations
+
+from verl.algorithms.policy_losses import ClipSettings
+from verl.config import PPOTrainerConfig
+from verl.config.engine import FSDPConfig, OptimConfig
+from verl.config.model import ModelConfig
+from verl.engines.base import EngineSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
+from verl.engines.micro_batches import MicroBatchSpec
+from verl.engines.policy_update import PolicyUpdateSpec
+
+_ACTOR = "actor_rollout_ref.actor"
+
+
+def actor_engine_spec(config: PPOTrainerConfig, device: str, total_optimizer_steps: int) -> EngineSpec:
+    """Engine of the policy.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+        total_optimizer_steps: Of the whole run; end of the learning-rate schedule.
+
+    Returns:
+        The spec, the same on every rank.
+    """
+    actor = config.actor_rollout_ref.actor
+    return EngineSpec(
+        **_model_arguments(config.actor_rollout_ref.model),
+        strategy=actor.engine_name,
+        device=device,
+        optimizer=optimizer_spec(actor.optim, actor.grad_clip, total_optimizer_steps),
+        precision=precision_spec(actor.fsdp_config),
+        sharding=sharding_spec(actor.fsdp_config),
+        gradient_checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
+    )
+
+
+def ref_engine_spec(config: PPOTrainerConfig, device: str) -> EngineSpec:
+    """Engine of the frozen reference.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        The spec, the same on every rank.
+    """
+    fsdp = config.actor_rollout_ref.ref.fsdp_config
+    return EngineSpec(
+        **_model_arguments(config.actor_rollout_ref.model),
+        strategy=config.actor_rollout_ref.actor.engine_name,
+        device=device,
+        optimizer=None,
+        precision=precision_spec(fsdp),
+        sharding=sharding_spec(fsdp),
+        gradient_checkpointing=False,
+    )
+
+
+def optimizer_spec(optim: OptimConfig, grad_clip: float, total_optimizer_steps: int) -> OptimizerSpec:
+    """Optimizer and schedule.
+
+    Args:
+        optim: The `optim` section.
+        grad_clip: Largest global gradient norm.
+        total_optimizer_steps: Of the whole run.
+
+    Returns:
+        The spec; `lr_warmup_steps` wins over `lr_warmup_steps_ratio` when it is not -1.
+    """
+    warmup = optim.lr_warmup_steps
+    if warmup < 0:
+        warmup = round(optim.lr_warmup_steps_ratio * total_optimizer_steps)
+    return OptimizerSpec(
+        lr=optim.lr,
+        betas=(optim.betas[0], optim.betas[1]),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_grad=grad_clip,
+        schedule=optim.lr_scheduler_type,
+        warmup_steps=warmup,
+        total_steps=total_optimizer_steps,
+        min_lr_ratio=optim.min_lr_ratio,
+    )
+
+
+def precision_spec(fsdp: FSDPConfig) -> PrecisionSpec:
+    """Dtypes.
+
+    Args:
+        fsdp: The `fsdp_config` section.
+
+    Returns:
+        The spec.
+    """
+    return PrecisionSpec(fsdp.model_dtype, fsdp.mixed_precision.param_dtype, fsdp.mixed_precision.reduce_dtype)
+
+
+def sharding_spec(fsdp: FSDPConfig) -> ShardingSpec:
+    """Spread over ranks and memories.
+
+    Args:
+        fsdp: The `fsdp_config` section.
+
+    Returns:
+        The spec.
+    """
+    return ShardingSpec(
+        shard_size=fsdp.fsdp_size,
+        reshard_after_forward=fsdp.reshard_after_forward,
+        forward_prefetch=fsdp.forward_prefetch,
+        cpu_offload=fsdp.offload_policy,
+    )
+
+
+def actor_micro_batches(config: PPOTrainerConfig) -> MicroBatchSpec:
+    """Limits of one forward and backward pass of the update.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The spec. The token budget defaults to one sequence of the largest length.
+    """
+    actor = config.actor_rollout_ref.actor
+    return MicroBatchSpec(
+        max_tokens=_token_budget(config, actor.ppo_max_token_len_per_gpu) if actor.use_dynamic_bsz else None,
+        max_sequences=actor.ppo_micro_batch_size_per_gpu,
+        padded=not config.actor_rollout_ref.model.use_remove_padding,
+        key=f"{_ACTOR}.ppo_max_token_len_per_gpu",
+    )
+
+
+def log_prob_micro_batches(config: PPOTrainerConfig, is_ref: bool) -> MicroBatchSpec:
+    """Limits of one forward pass of the old or the reference log-probs.
+
+    Args:
+        config: The run's configuration.
+        is_ref: Whether for the reference.
+
+    Returns:
+        The spec; what is not set is the actor's.
+    """
+    actor = config.actor_rollout_ref.actor
+    section = config.actor_rollout_ref.ref if is_ref else config.actor_rollout_ref.rollout
+    name = "ref" if is_ref else "rollout"
+    is_dynamic = actor.use_dynamic_bsz if section.log_prob_use_dynamic_bsz is None else section.log_prob_use_dynamic_bsz
+    budget = section.log_prob_max_token_len_per_gpu or actor.ppo_max_token_len_per_gpu
+    return MicroBatchSpec(
+        max_tokens=_token_budget(config, budget) if is_dynamic else None,
+        max_sequences=section.log_prob_micro_batch_size_per_gpu or actor.ppo_micro_batch_size_per_gpu,
+        padded=not config.actor_rollout_ref.model.use_remove_padding,
+        key=f"actor_rollout_ref.{name}.log_prob_max_token_len_per_gpu",
+    )
+
+
+def policy_update_spec(config: PPOTrainerConfig, shuffle_seed: int) -> PolicyUpdateSpec:
+    """How a rank's share of a training batch becomes optimizer steps.
+
+    Args:
+        config: The run's configuration.
+        shuffle_seed: Seed of the mini-batch order, used when `actor.shuffle` is on; the same on every rank.
+
+    Returns:
+        The spec.
+    """
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    return PolicyUpdateSpec(
+        mini_batch_size=actor.ppo_mini_batch_size * rollout.n // config.trainer.num_devices,
+        micro=actor_micro_batches(config),
+        max_response_len=config.data.max_response_length,
+        epochs=actor.ppo_epochs,
+        shuffle_seed=shuffle_seed if actor.shuffle else None,
+        clip=ClipSettings(actor.clip_low, actor.clip_high, actor.clip_ratio_c),
+        loss_agg_mode=actor.loss_agg_mode,
+        temperature=rollout.temperature,
+        entropy_coeff=actor.entropy_coeff,
+        kl_loss_coef=actor.kl_loss_coef if actor.use_kl_loss else None,
+        kl_loss_type=actor.kl_loss_type,
+    )
+
+
+def _token_budget(config: PPOTrainerConfig, budget: int | None) -> int:
+    return budget or config.data.max_prompt_length + config.data.max_response_length
+
+
+def _model_arguments(model: ModelConfig) -> dict[str, object]:
+    return {
+        "model_path": model.path,
+        "trust_remote_code": model.trust_remote_code,
+        "config_overrides": dict(model.override_config),
+    }
