@@ -4,13 +4,12 @@ import torch
 
 from tests.helpers.tiny_models import random_padded, tiny_model
 from verl.engines.attention import IMPLEMENTATION, SequenceLayout, packed_attention, uses_varlen
-from verl.engines.packing import pack
 from verl.utils.errors import UserError
 
 
 def test_packed_hidden_states_and_gradients_equal_each_sequence_alone() -> None:
     padded = random_padded([3, 9, 1, 5], [7, 1, 12, 4])
-    packed = pack(padded, [2, 0, 3, 1])
+    packed = padded.pack([2, 0, 3, 1])
     alone, ours = tiny_model(), tiny_model()
     ours.set_attn_implementation(IMPLEMENTATION)
 
@@ -46,7 +45,7 @@ def test_a_forward_without_layout_is_refused() -> None:
 
 @pytest.mark.parametrize("feature", [{"softcap": 30.0}, {"sliding_window": 3}])
 def test_attention_that_is_not_computed_here_is_refused(feature: dict) -> None:
-    packed = pack(random_padded([2, 3], [4, 1]), [0, 1])
+    packed = random_padded([2, 3], [4, 1]).pack([0, 1])
     qkv = [torch.randn(1, 2, packed.num_tokens, 4) for _ in range(3)]
     with pytest.raises(UserError, match="softcap|sliding-window"):
         packed_attention(torch.nn.Identity(), *qkv, None, layout=SequenceLayout.of(packed), **feature)

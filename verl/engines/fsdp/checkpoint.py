@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a sharded model in torch's distributed format (DCP): written by all ranks, read by any number.
+
+    <folder>/*.distcp, .metadata    weights and optimizer states, each rank its shards
+    <folder>/engine.json            optimizer steps done
+    <folder>/rng_<rank>.pt          random states of one rank
+
+Whether the folder becomes visible at once (rename) is the caller's business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from verl.utils.device import rng_state, set_rng_state
+from verl.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None, num_steps: int) -> None:
+    """Write a checkpoint; returns on every rank once all ranks have written.
+
+    Args:
+        folder: Where to; made if needed.
+        module: The sharded module.
+        optimizer: None for a frozen model.
+        num_steps: Optimizer steps done.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    dcp.save(_state(module, optimizer), checkpoint_id=folder)
+    device = next(module.parameters()).device
+    torch.save(rng_state(device), path / f"rng_{dist.get_rank()}.pt")
+    if dist.get_rank() == 0:
+        (path / "engine.json").write_text(json.dumps({"num_steps": num_steps, "world_size": dist.get_world_size()}))
+    dist.barrier()
+
+
+def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None) -> int:
+    """Read a checkpoint in place.
+
+    Args:
+        folder: What `save_checkpoint` wrote, on any number of ranks.
+        module: The sharded module.
+        optimizer: None reads the weights alone.
+
+    Returns:
+        Optimizer steps done.
+
+    Raises:
+        UserError: The folder holds no complete checkpoint.
+    """
+    path = Path(folder)
+    for name in (".metadata", "engine.json"):
+        if not (path / name).is_file():
+            raise UserError.for_key(
+                "checkpoint folder", folder, f"must hold a complete checkpoint, and {name} is not there", "Name another"
+            )
+    state = _state(module, optimizer)
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(module, state["model"])
+    if optimizer is not None:
+        set_optimizer_state_dict(module, optimizer, state["optimizer"])
+    meta = json.loads((path / "engine.json").read_text())
+    _restore_rng(path, next(module.parameters()).device, int(meta["world_size"]))
+    return int(meta["num_steps"])
+
+
+def _state(module: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    state: dict[str, Any] = {"model": get_model_state_dict(module)}
+    if optimizer is not None:
+        is_new = not optimizer.state
+        state["optimizer"] = get_optimizer_state_dict(module, optimizer)
+        if is_new:
+            # DCP fills a fresh optimizer's states by a step of zero gradients at rate zero. That step must not count:
+            # it would weaken the bias correction of the first real one.
+            for entry in state["optimizer"]["state"].values():
+                entry["step"].zero_()
+    return state
+
+
+def _restore_rng(path: Path, device: torch.device, saved_world_size: int) -> None:
+    file = path / f"rng_{dist.get_rank()}.pt"
+    if saved_world_size != dist.get_world_size() or not file.is_file():
+        logger.info("%s was written on %d ranks: random states start anew", path, saved_world_size)
+        return
+    set_rng_state(device, torch.load(file, weights_only=True))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder in HF format to a transformers model: with weights, or as an empty structure. It knows no mesh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from verl.engines.attention import IMPLEMENTATION
+from verl.engines.base import EngineSpec, load_object
+from verl.utils.errors import UserError
+
+PATH_KEY = "actor_rollout_ref.model.path"
+
+
+def load_model(spec: EngineSpec) -> nn.Module:
+    """Load a model and its weights onto the CPU, in the dtype of the files.
+
+    Args:
+        spec: Which model.
+
+    Returns:
+        The model, its attention set to the engines' own.
+
+    Raises:
+        UserError: No such model there, or its files lack weights that transformers would fill with random numbers.
+    """
+    model_class, config = _class_and_config(spec)
+    model, report = model_class.from_pretrained(
+        _path(spec),
+        config=config,
+        dtype="auto",
+        attn_implementation=IMPLEMENTATION,
+        trust_remote_code=spec.trust_remote_code,
+        output_loading_info=True,
+    )
+    missing = {*report.get("missing_keys", ()), *(str(key[0]) for key in report.get("mismatched_keys", ()))}
+    lacking = sorted(name for name in missing if not name.startswith(spec.fresh_weights))
+    if lacking:
+        raise UserError.for_key(
+            PATH_KEY,
+            spec.model_path,
+            f"lacks {len(lacking)} weights of the model, among them {', '.join(lacking[:3])}",
+            "Check that the folder is complete and that config.json belongs to its weights",
+        )
+    return model
+
+
+def empty_model(spec: EngineSpec) -> nn.Module:
+    """Build the model's structure on the meta device: no memory, no weights.
+
+    Args:
+        spec: Which model.
+
+    Returns:
+        The model, its attention set to the engines' own.
+
+    Raises:
+        UserError: No such model there.
+    """
+    model_class, config = _class_and_config(spec)
+    # A concrete class spells an auto class's constructor with an underscore.
+    from_config = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device("meta"):
+        return from_config(config, attn_implementation=IMPLEMENTATION)
+
+
+def read_config(spec: EngineSpec) -> Any:
+    """Read a model's config and apply the overrides.
+
+    Args:
+        spec: Where, and what to replace.
+
+    Returns:
+        The transformers config.
+
+    Raises:
+        UserError: The path names no folder with `config.json`, and is no hub id either.
+    """
+    folder = Path(spec.model_path).expanduser()
+    is_hub_id = not folder.exists() and spec.model_path.count("/") == 1 and spec.model_path[0] not in "./~"
+    if not is_hub_id and not (folder / "config.json").is_file():
+        raise UserError.for_key(
+            PATH_KEY,
+            spec.model_path,
+            "must be a folder that holds config.json and weights in HF format, or a hub id (org/name)",
+            "Check the path",
+        )
+    return AutoConfig.from_pretrained(
+        _path(spec), trust_remote_code=spec.trust_remote_code, **dict(spec.config_overrides)
+    )
+
+
+def _path(spec: EngineSpec) -> str:
+    folder = Path(spec.model_path).expanduser()
+    return str(folder) if folder.exists() else spec.model_path
+
+
+def _class_and_config(spec: EngineSpec) -> tuple[Any, Any]:
+    model_class: Any = load_object(spec.model_class)
+    config = read_config(spec)
+    known = getattr(model_class, "_model_mapping", None)
+    if known is not None and type(config) not in known:
+        raise UserError.for_key(
+            PATH_KEY,
+            spec.model_path,
+            f"holds a {config.model_type!r} model, which {model_class.__name__} does not know",
+            "Name a causal language model such as Qwen2, Qwen3 or Llama",
+        )
+    return model_class, config

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy update: one loop of mini-batches and micro-batches over any `TrainEngine`. It knows no mesh and no Ray.
+
+    for each epoch, for each mini-batch (= one optimizer step):
+        count its tokens and sequences over all ranks          -> global denominators
+        pack its rows into micro-batches, equally many per rank
+        each micro-batch: log-probs -> shares of policy, KL and entropy loss -> backward
+        clip, step
+
+Every share is divided by the global counts before it is summed, so neither the cut into micro-batches nor the number
+of ranks changes the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from verl.algorithms.aggregation import LossDenominator, agg_loss
+from verl.algorithms.kl import kl_penalty
+from verl.algorithms.policy_losses import ClipSettings, get_policy_loss_fn
+from verl.engines.base import HeadOutputs, HeadRequest, TrainEngine
+from verl.engines.micro_batches import MicroBatchSpec, make_micro_batches
+from verl.engines.packing import PackedSequences, PaddedSequences
+from verl.engines.update_metrics import UpdateMetrics
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """One rank's share of a training batch, on the CPU.
+
+    Args:
+        prompts: [S, P] int64, left padded.
+        prompt_mask: [S, P].
+        responses: [S, R] int64, right padded.
+        response_mask: [S, R]; a row of zeros (a dropped sequence) counts nowhere.
+        old_log_probs: [S, R] float32, of the policy before this update.
+        advantages: [S, R] float32.
+        ref_log_prob: [S, R] float32, of the reference; needed by the KL loss only.
+    """
+
+    prompts: torch.Tensor
+    prompt_mask: torch.Tensor
+    responses: torch.Tensor
+    response_mask: torch.Tensor
+    old_log_probs: torch.Tensor
+    advantages: torch.Tensor
+    ref_log_prob: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.responses.shape[0]
+
+    @property
+    def sequences(self) -> PaddedSequences:
+        """The token columns."""
+        return PaddedSequences(self.prompts, self.prompt_mask, self.responses, self.response_mask)
+
+
+@dataclass(frozen=True)
+class PolicyUpdateSpec:
+    """How a batch becomes optimizer steps.
+
+    Args:
+        mini_batch_size: This rank's sequences per optimizer step.
+        micro: Limits of a forward and backward pass.
+        max_response_len: Fixed divisor of `seq-mean-token-sum-norm`, tokens.
+        epochs: Passes over the batch.
+        shuffle_seed: Draw the rows of each epoch in a new order; None keeps their order.
+        loss_name: Registered policy loss.
+        clip: Its bounds.
+        loss_agg_mode: How token losses become one number.
+        temperature: The one the responses were sampled at.
+        entropy_coeff: Weight of the entropy bonus.
+        kl_loss_coef: Weight of the KL to the reference; None leaves it out.
+        kl_loss_type: Its estimator.
+    """
+
+    mini_batch_size: int
+    micro: MicroBatchSpec
+    max_response_len: int
+    epochs: int = 1
+    shuffle_seed: int | None = None
+    loss_name: str = "vanilla"
+    clip: ClipSettings = ClipSettings()
+    loss_agg_mode: str = "token-mean"
+    temperature: float = 1.0
+    entropy_coeff: float = 0.0
+    kl_loss_coef: float | None = None
+    kl_loss_type: str = "low_var_kl"
+
+
+def update_policy(engine: TrainEngine, batch: PolicyBatch, spec: PolicyUpdateSpec) -> dict[str, float]:
+    """Train on a batch; collective, and equal metrics on every rank.
+
+    Args:
+        engine: Has an optimizer.
+        batch: This rank's share, equally many rows on every rank.
+        spec: The update.
+
+    Returns:
+        Means over the optimizer steps, by names `actor/...` (see `UpdateMetrics`): `pg_loss`, `pg_clipfrac` and the
+        other sums of the policy loss, `kl_loss`, `entropy` as far as they are in the loss.
+
+    Raises:
+        ValueError: Ranks hold different numbers of rows, or the KL loss lacks `ref_log_prob`.
+    """
+    if spec.kl_loss_coef is not None and batch.ref_log_prob is None:
+        raise ValueError("the KL loss needs the column ref_log_prob")
+    _check_equal_rows(engine, len(batch))
+    metrics = UpdateMetrics("actor")
+    on_device = _columns_to(batch, engine.device)
+    head = HeadRequest(spec.temperature, with_entropy=spec.entropy_coeff != 0.0)
+    for epoch in range(spec.epochs):
+        for rows in mini_batch_rows(len(batch), spec.mini_batch_size, spec.shuffle_seed, epoch):
+            counts = count_globally(engine, batch.response_mask[rows], spec.max_response_len)
+            if counts.num_tokens == 0:
+                metrics.add_empty_mini_batch()
+                continue
+            micro_batches = make_micro_batches(engine, batch.sequences, rows, spec.micro)
+            shares = engine.forward_backward(micro_batches, head, PolicyLossShare(on_device, spec, counts))
+            metrics.add_step(shares, engine.optimizer_step())
+            metrics.add_tokens(micro_batches, batch.sequences.lengths()[rows])
+    return metrics.reduce(engine)
+
+
+@dataclass(frozen=True)
+class PolicyLossShare:
+    """The loss of one micro-batch as its share of the mini-batch's: a `LossFn` for the engines.
+
+    Args:
+        batch: The rank's batch; its float columns lie on the engine's device.
+        spec: The update.
+        counts: Global denominators of the mini-batch.
+    """
+
+    batch: PolicyBatch
+    spec: PolicyUpdateSpec
+    counts: LossDenominator
+
+    def __call__(
+        self, micro_batch: PackedSequences, outputs: HeadOutputs
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the share and what to log of it.
+
+        Args:
+            micro_batch: On the engine's device.
+            outputs: With log-probs, and with entropy if the bonus is on.
+
+        Returns:
+            Scalar loss with gradient; metric shares.
+        """
+        assert outputs.log_probs is not None
+        log_probs = micro_batch.scatter(outputs.log_probs)
+        mask = micro_batch.scatter(torch.ones_like(outputs.log_probs, requires_grad=False))
+        rows, spec = micro_batch.rows, self.spec
+        policy = get_policy_loss_fn(spec.loss_name)(
+            log_probs, self.batch.old_log_probs[rows], self.batch.advantages[rows], mask, spec.clip
+        )
+        loss = self._aggregate(policy.loss, mask)
+        metrics = {f"pg_{name}": total / self.counts.num_tokens for name, total in policy.metric_sums.items()}
+        metrics["pg_loss"] = loss
+        if outputs.entropy is not None:
+            entropy = self._aggregate(micro_batch.scatter(outputs.entropy), mask)
+            metrics["entropy"] = entropy
+            loss = loss - spec.entropy_coeff * entropy
+        if spec.kl_loss_coef is not None and self.batch.ref_log_prob is not None:
+            kl = self._aggregate(kl_penalty(log_probs, self.batch.ref_log_prob[rows], spec.kl_loss_type), mask)
+            metrics["kl_loss"] = kl
+            loss = loss + spec.kl_loss_coef * kl
+        metrics["loss"] = loss
+        return loss, metrics
+
+    def _aggregate(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return agg_loss(values, mask, self.spec.loss_agg_mode, self.counts)
+
+
+def mini_batch_rows(num_rows: int, size: int, shuffle_seed: int | None, epoch: int) -> Iterator[list[int]]:
+    """Cut a rank's rows into mini-batches; the last one may be smaller.
+
+    Args:
+        num_rows: Rows of the rank.
+        size: Rows per mini-batch.
+        shuffle_seed: Seed of the order, the same on every rank; None keeps the order.
+        epoch: Gives each epoch its own order.
+
+    Yields:
+        Row indices.
+    """
+    order = list(range(num_rows))
+    if shuffle_seed is not None:
+        generator = torch.Generator().manual_seed(shuffle_seed + epoch)
+        order = torch.randperm(num_rows, generator=generator).tolist()
+    for start in range(0, num_rows, size):
+        yield order[start : start + size]
+
+
+def count_globally(engine: TrainEngine, mask: torch.Tensor, max_response_len: int) -> LossDenominator:
+    """Count a mini-batch's tokens and non-empty sequences over all ranks.
+
+    Args:
+        engine: Whose ranks.
+        mask: [n, R], this rank's part.
+        max_response_len: Passed through.
+
+    Returns:
+        The denominators.
+    """
+    local = torch.tensor([float(mask.bool().sum()), float(mask.bool().any(dim=1).sum())], dtype=torch.float64)
+    num_tokens, num_sequences = engine.all_reduce(local, "sum").tolist()
+    return LossDenominator(num_tokens, num_sequences, max_response_len)
+
+
+def _check_equal_rows(engine: TrainEngine, num_rows: int) -> None:
+    """Ranks with different numbers of mini-batches would wait for each other without end."""
+    largest, negated_smallest = engine.all_reduce(torch.tensor([num_rows, -num_rows]), "max").tolist()
+    if largest != -negated_smallest:
+        raise ValueError(f"ranks hold between {-negated_smallest} and {largest} rows: they must hold equally many")
+
+
+def _columns_to(batch: PolicyBatch, device: torch.device) -> PolicyBatch:
+    """Move the columns that the loss reads; the tokens are packed on the CPU."""
+    reference = None if batch.ref_log_prob is None else batch.ref_log_prob.to(device)
+    return replace(
+        batch,
+        old_log_probs=batch.old_log_probs.to(device),
+        advantages=batch.advantages.to(device),
+        ref_log_prob=reference,
+    )
