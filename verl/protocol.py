@@ -354,7 +354,7 @@ def _padded(column: torch.Tensor, width: int, fill: int, on_left: bool) -> torch
 
 
 def _to_wire(tensor: torch.Tensor) -> tuple[np.ndarray, torch.dtype, tuple[int, ...]]:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().reshape(-1)
     return flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape)
 
 

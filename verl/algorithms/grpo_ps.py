@@ -45,8 +45,7 @@ def grpo_process(inputs: AdvantageInputs) -> tuple[torch.Tensor, torch.Tensor]:
     inputs.require("step_scores", "step_ends", "step_mask", "rule_scores")
     assert inputs.step_scores is not None and inputs.step_mask is not None and inputs.rule_scores is not None
     mask, groups = inputs.response_mask.bool(), inputs.group_index
-    uses_steps = _groups_fully_scored(inputs)
-    step_mask = inputs.step_mask.bool() & uses_steps[:, None]
+    step_mask = inputs.step_mask.bool()
     step_groups = groups[:, None].expand_as(step_mask)
     scores = inputs.step_scores.float()
     by_std, epsilon = inputs.norm_adv_by_std, inputs.epsilon
@@ -54,9 +53,9 @@ def grpo_process(inputs: AdvantageInputs) -> tuple[torch.Tensor, torch.Tensor]:
         scores.reshape(-1), step_groups.reshape(-1), step_mask.reshape(-1), by_std, epsilon
     ).reshape(scores.shape)
     outcome = inputs.rule_scores.float()
-    everyone = torch.ones_like(uses_steps)
+    everyone = torch.ones_like(groups, dtype=torch.bool)
     outcome_scaled = normalise_in_groups(outcome, groups, everyone, by_std, epsilon)
-    beta = inputs.beta * uses_steps.float()[:, None]
+    beta = inputs.beta * _groups_fully_scored(inputs).float()[:, None]
     advantages = beta * _to_tokens(z, step_mask, inputs) + (1 - beta) * outcome_scaled[:, None]
     returns = beta * _to_tokens(scores, step_mask, inputs) + (1 - beta) * outcome[:, None]
     return advantages * mask, returns * mask

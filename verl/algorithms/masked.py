@@ -75,12 +75,10 @@ def normalise_in_groups(
     kept = torch.where(is_kept, values, torch.zeros_like(values)).double()
     count = _group_sums(is_kept.double(), group)[group]
     centred = (kept - _group_sums(kept, group)[group] / count.clamp(min=1)) * is_kept
-    has_baseline = is_kept & (count > 1)
     if by_std:
         std = (_group_sums(centred.square(), group)[group] / (count - 1).clamp(min=1)).sqrt()
-        has_baseline &= std >= epsilon
-        centred = centred / (std + epsilon)
-    return torch.where(has_baseline, centred, torch.zeros_like(centred)).to(values.dtype)
+        centred = torch.where(std >= epsilon, centred / (std + epsilon), torch.zeros_like(centred))
+    return centred.to(values.dtype)
 
 
 def sums_to_the_right(values: torch.Tensor) -> torch.Tensor:

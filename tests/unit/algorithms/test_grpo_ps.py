@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 
@@ -121,6 +122,15 @@ def test_one_unscored_response_puts_its_whole_group_on_the_rule_alone():
     assert returns[:2].tolist() == [[1.0, 1.0], [-1.0, -1.0]]
     alone = inputs_of(steps[2:], rules[2:], [2, 2], [1, 1], beta=0.5)
     assert torch.allclose(advantages[2:], grpo_process(alone)[0], atol=1e-6)
+
+
+def test_what_the_step_mask_hides_does_not_matter():
+    inputs = inputs_of([[(0.0, 0), (1.0, 1)], [(0.5, 0)]], [1.0, -1.0], [2, 2], [0, 0])
+    scores, ends = inputs.step_scores.clone(), inputs.step_ends.clone()
+    scores[1, 1], ends[1, 1] = float("nan"), 77
+    spoiled = dataclasses.replace(inputs, step_scores=scores, step_ends=ends)
+    for found, expected in zip(grpo_process(spoiled), grpo_process(inputs), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_missing_column_is_named():

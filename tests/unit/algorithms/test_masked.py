@@ -81,6 +81,12 @@ def test_equal_float32_values_are_exactly_zero(size):
     assert normalise_in_groups(values, groups, torch.ones(size), True, 1e-6).tolist() == [0.0] * size
 
 
+def test_a_deviation_below_epsilon_is_none():
+    values, groups = torch.tensor([0.5, 0.5000005]), torch.zeros(2, dtype=torch.int64)
+    assert normalise_in_groups(values, groups, torch.ones(2), True, 1e-6).tolist() == [0.0, 0.0]
+    assert normalise_in_groups(values, groups, torch.ones(2), True, 1e-9)[1].item() > 0.7
+
+
 def test_what_the_mask_hides_neither_counts_nor_spoils():
     values = torch.tensor([1.0, NAN, 3.0])
     found = normalise_in_groups(values, torch.zeros(3, dtype=torch.int64), torch.tensor([1, 0, 1]), False, 1e-6)
