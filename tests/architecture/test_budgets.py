@@ -109,7 +109,7 @@ def test_exceptions_are_still_needed() -> None:
         ("def f():\n    if a:\n        pass\n    elif b:\n        pass\n    elif c:\n        pass", 1),
         ("def f():\n    if a:\n        pass\n    else:\n        if b:\n            pass\n        g()", 2),
         (
-            "def f():\n    for x in y:\n        with z:\n            try:\n                pass\n            except E:\n                pass",
+            "def f():\n for x in y:\n  with z:\n   try:\n    pass\n   except E:\n    pass",
             3,
         ),
         ("def f():\n    if a:\n        def g():\n            if b:\n                pass\n        return g", 1),
