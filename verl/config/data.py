@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl.config.fields import free_mapping, limited
+from verl.config.fields import free_mapping, limited, path_field
 from verl.config.names import Truncation
 
 
@@ -15,9 +15,9 @@ from verl.config.names import Truncation
 class DataConfig:
     """Prompts for training and validation (parquet or JSONL in the DAPO row schema)."""
 
-    train_files: tuple[str, ...] = ()
+    train_files: tuple[str, ...] = path_field(())
     """Training files, one path or a list. Required."""
-    val_files: tuple[str, ...] = ()
+    val_files: tuple[str, ...] = path_field(())
     """Validation files, one path or a list. Required unless validation is off (`test_freq<=0` and no
     `val_before_train`)."""
     prompt_key: str = "prompt"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LIMITS = "limits"
+PATH = "path"
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,15 @@ def free_mapping() -> Any:
     """Declare a mapping whose keys are not ours (handed on to a library as it is)."""
     factory: Callable[[], Mapping[str, Any]] = dict
     return field(default_factory=factory)
+
+
+def path_field(default: Any = None) -> Any:
+    """Declare one path, or a list of paths, in which a leading `~` is expanded at the door.
+
+    Args:
+        default: Value when the user says nothing.
+
+    Returns:
+        A dataclass field.
+    """
+    return field(default=default, metadata={PATH: True})

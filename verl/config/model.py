@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl.config.fields import free_mapping
+from verl.config.fields import free_mapping, path_field
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The policy's weights, tokenizer and how its forward pass is run."""
 
-    path: str = ""
+    path: str = path_field("")
     """Local folder or hub id (`org/name`) of the policy in HF format. Required."""
-    tokenizer_path: str | None = None
+    tokenizer_path: str | None = path_field()
     """Folder or hub id of the tokenizer; null = `path`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""

@@ -33,7 +33,7 @@ CheckpointContent = Literal["model", "optimizer", "extra", "hf_model"]
 CHECKPOINT_CONTENTS: tuple[str, ...] = get_args(CheckpointContent)
 LoadFormat = Literal["auto", "dummy", "safetensors"]
 LOAD_FORMATS: tuple[str, ...] = get_args(LoadFormat)
-WeightSyncBackend = Literal["auto", "stream", "ipc", "nccl"]
+WeightSyncBackend = Literal["auto", "shared_memory", "ipc", "nccl"]
 WEIGHT_SYNC_BACKENDS: tuple[str, ...] = get_args(WeightSyncBackend)
 
 Truncation = Literal["error", "left", "right", "middle"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl.config.fields import free_mapping, limited
+from verl.config.fields import free_mapping, limited, path_field
 from verl.config.names import (
     DType,
     Gate,
@@ -29,7 +29,7 @@ from verl.config.names import (
 class RewardModelModelConfig:
     """The PRM's weights (it is loaded natively, with its own tokenizer)."""
 
-    path: str = ""
+    path: str = path_field("")
     """Local folder or hub id (`org/name`) of the PRM. Required when `reward_model.enable`."""
 
 
@@ -164,7 +164,7 @@ class CustomRewardFunctionConfig:
     """A rule function of the user: `f(data_source, solution_str, ground_truth, extra_info, **reward_kwargs) -> float |
     dict`."""
 
-    path: str | None = None
+    path: str | None = path_field()
     """Python file that holds the function; null = the built-in rules, chosen by `data.reward_fn_key`."""
     name: str = "compute_score"
     """Name of the function in that file."""

@@ -78,8 +78,8 @@ class RolloutConfig:
     log_prob_max_token_len_per_gpu: int | None = limited(None, low=1)
     """Old log-probs: most tokens in one forward on one rank; null = the actor's budget. Unit: tokens."""
     weight_sync_backend: WeightSyncBackend = "auto"
-    """How new weights reach the servers: `ipc` (same GPUs), `nccl` (other GPUs), `stream` (CPU); auto chooses by
-    placement."""
+    """How new weights reach the servers: `ipc` (same GPUs), `nccl` (other GPUs), `shared_memory` (CPU); auto
+    chooses by placement."""
     update_weights_bucket_megabytes: int = limited(512, low=1)
     """Weights are sent in buckets of this size. Unit: MiB."""
     timeout_s: float = limited(3600.0, above=0.0)

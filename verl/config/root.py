@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root of a GRPO run's configuration. Cross-section checks are in `checks`, derived numbers in `batch_plan`."""
+"""The root of a GRPO run's configuration. Checks across sections are in `checks`, derived numbers in `batch_plan`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 from verl.config.actor import ActorConfig, RefConfig
 from verl.config.algorithm import AlgorithmConfig
+from verl.config.checks import find_problems
 from verl.config.data import DataConfig
 from verl.config.model import ModelConfig
+from verl.config.notices import find_notices
+from verl.config.problems import Problem, raise_all
 from verl.config.reward import CustomRewardFunctionConfig, RewardModelConfig
 from verl.config.rollout import RolloutConfig
 from verl.config.trainer import RayKwargsConfig, TrainerConfig
@@ -51,3 +54,19 @@ class PPOTrainerConfig:
     def needs_reference(self) -> bool:
         """Whether a reference model is loaded at all (a KL term is on)."""
         return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    def problems(self) -> list[Problem]:
+        """List every mistake across sections (types and single values were checked at the door)."""
+        return find_problems(self)
+
+    def notices(self) -> list[str]:
+        """List values that are read differently from how they look, or not at all."""
+        return find_notices(self)
+
+    def check(self) -> None:
+        """Refuse a configuration with mistakes across sections.
+
+        Raises:
+            UserError: one message with all of them.
+        """
+        raise_all(self.problems())

@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from verl.config.engine import FSDPConfig, OptimConfig
-from verl.config.fields import limited
+from verl.config.fields import limited, path_field
 from verl.config.model import ModelConfig
 from verl.config.names import DeviceName, LoggerName, Truncation
+from verl.config.problems import Problem
+from verl.config.supervised_checks import find_prm_problems, find_supervised_problems
 
 
 def _supervised_optim() -> OptimConfig:
@@ -19,9 +21,9 @@ def _supervised_optim() -> OptimConfig:
 class SFTDataConfig:
     """Prompt and response pairs."""
 
-    train_files: tuple[str, ...] = ()
+    train_files: tuple[str, ...] = path_field(())
     """Training files (parquet or JSONL), one path or a list. Required."""
-    val_files: tuple[str, ...] = ()
+    val_files: tuple[str, ...] = path_field(())
     """Validation files; empty = none."""
     prompt_key: str = "prompt"
     """Column that holds the prompt: a text, or chat messages."""
@@ -41,9 +43,9 @@ class SFTDataConfig:
 class PRMDataConfig:
     """Problems with solution steps and one label per step."""
 
-    train_files: tuple[str, ...] = ()
+    train_files: tuple[str, ...] = path_field(())
     """Training files (JSONL or parquet), one path or a list. Required."""
-    val_files: tuple[str, ...] = ()
+    val_files: tuple[str, ...] = path_field(())
     """Validation files; empty = none."""
     prompt_key: str = "prompt"
     """Column that holds the problem: a text, or chat messages."""
@@ -83,7 +85,7 @@ class SupervisedTrainerConfig:
     """Name of the project (wandb, default folders)."""
     experiment_name: str = "sft"
     """Name of the run (wandb, default folders)."""
-    default_local_dir: str | None = None
+    default_local_dir: str | None = path_field()
     """Folder of the run: metrics.jsonl, checkpoints, hf/; null = outputs/<project_name>/<experiment_name>."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go; metrics.jsonl is always written."""
@@ -132,6 +134,14 @@ class SFTTrainerConfig(SupervisedConfig):
     data: SFTDataConfig = field(default_factory=SFTDataConfig)
     """Rows."""
 
+    def problems(self) -> list[Problem]:
+        """List every mistake across sections."""
+        return find_supervised_problems(self)
+
+    def notices(self) -> list[str]:
+        """List values that are read differently from how they look."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class PRMTrainerConfig(SupervisedConfig):
@@ -141,3 +151,11 @@ class PRMTrainerConfig(SupervisedConfig):
     """Rows."""
     num_labels: int = limited(2, low=2, high=2)
     """Classes of the PRM's head; class 1 means "right"."""
+
+    def problems(self) -> list[Problem]:
+        """List every mistake across sections."""
+        return [*find_supervised_problems(self), *find_prm_problems(self)]
+
+    def notices(self) -> list[str]:
+        """List values that are read differently from how they look."""
+        return []

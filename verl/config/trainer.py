@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl.config.fields import free_mapping, limited
+from verl.config.fields import free_mapping, limited, path_field
 from verl.config.names import DeviceName, LoggerName, ResumeMode
 
 
@@ -37,7 +37,7 @@ class TrainerConfig:
     resume_mode: ResumeMode = "auto"
     """`auto`: go on from the newest checkpoint if there is one; `disable`: start anew; `resume_path`: from
     `resume_from_path`."""
-    resume_from_path: str | None = None
+    resume_from_path: str | None = path_field()
     """Checkpoint folder (`.../global_step_N`) to go on from, read when `resume_mode=resume_path`."""
     max_actor_ckpt_to_keep: int | None = limited(None, low=1)
     """Newest checkpoints kept, older ones are deleted; null = all."""
@@ -47,13 +47,13 @@ class TrainerConfig:
     """Name of the project (wandb, default folders)."""
     experiment_name: str = "grpo"
     """Name of the run (wandb, default folders)."""
-    output_dir: str | None = None
+    output_dir: str | None = path_field()
     """Folder of the run: metrics.jsonl, hf/, report.html; null = outputs/<project_name>/<experiment_name>."""
-    default_local_dir: str | None = None
+    default_local_dir: str | None = path_field()
     """Folder of the checkpoints (global_step_N); null = <output_dir>/checkpoints."""
-    rollout_data_dir: str | None = None
+    rollout_data_dir: str | None = path_field()
     """Folder for one JSONL file of rollouts per training step; null = none are written."""
-    validation_data_dir: str | None = None
+    validation_data_dir: str | None = path_field()
     """Folder for one JSONL file of answers per validation; null = none are written."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go; `<output_dir>/metrics.jsonl` is always written."""

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user should know about an accepted GRPO configuration: values that are read differently, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from verl.config.actor import ActorConfig
+from verl.config.engine import MegatronConfig
+from verl.config.names import PROCESS_ESTIMATORS
+from verl.config.reward import ProcessRewardConfig
+
+if TYPE_CHECKING:
+    from verl.config.root import PPOTrainerConfig
+
+_DEFAULT_PROCESS = ProcessRewardConfig()
+_LEGACY_IGNORES = ("aggregation", "alpha", "score_space", "step_separator", "gate", "beta", "beta_schedule")
+
+
+def find_notices(config: PPOTrainerConfig) -> list[str]:
+    """Say which values have another effect than they seem to have, or none.
+
+    Args:
+        config: A root without problems.
+
+    Returns:
+        One line per notice.
+    """
+    return [*_actor(config.actor_rollout_ref.actor), *_rewards(config), *_run(config)]
+
+
+def _actor(actor: ActorConfig) -> Iterator[str]:
+    key = "actor_rollout_ref.actor"
+    if actor.strategy == "fsdp":
+        yield f"{key}.strategy=fsdp: there is no FSDP1, fsdp2 is used"
+    if actor.engine_name != "megatron" and actor.megatron != MegatronConfig():
+        yield f"{key}.megatron: no effect with strategy={actor.strategy}"
+    if actor.loss_scale_factor is not None and actor.loss_agg_mode != "seq-mean-token-sum-norm":
+        yield f"{key}.loss_scale_factor: no effect with loss_agg_mode={actor.loss_agg_mode}"
+    if actor.ppo_max_token_len_per_gpu is not None and not actor.use_dynamic_bsz:
+        yield f"{key}.ppo_max_token_len_per_gpu: no effect with use_dynamic_bsz=False"
+
+
+def _rewards(config: PPOTrainerConfig) -> Iterator[str]:
+    prm, process = config.reward_model, config.reward_model.process_reward
+    changed = [name for name in vars(process) if getattr(process, name) != getattr(_DEFAULT_PROCESS, name)]
+    if not prm.enable and set(changed) - {"rule_range"}:
+        yield f"reward_model.process_reward.{changed[0]}: no effect, reward_model.enable=False"
+    if not prm.enable:
+        return
+    if not prm.enable_resource_pool and prm.n_gpus_per_node:
+        yield "reward_model.n_gpus_per_node: no effect with enable_resource_pool=False (the PRM shares devices)"
+    if config.algorithm.adv_estimator in PROCESS_ESTIMATORS:
+        name = config.algorithm.adv_estimator
+        yield f"reward_model.process_reward.alpha and aggregation: not read by adv_estimator={name}, only beta is"
+    if process.mode == "legacy":
+        ignored = [name for name in _LEGACY_IGNORES if name in changed]
+        if ignored:
+            yield f"reward_model.process_reward.{', '.join(ignored)}: no effect with mode=legacy (fixed as published)"
+    if process.beta == 0.0 and not process.beta_schedule:
+        yield "reward_model.process_reward.beta=0: the PRM runs, but its scores do not count"
+
+
+def _run(config: PPOTrainerConfig) -> Iterator[str]:
+    custom = config.custom_reward_function
+    if custom.path is None and custom.reward_kwargs:
+        yield "custom_reward_function.reward_kwargs: no effect without custom_reward_function.path"
+    if config.actor_rollout_ref.actor.use_kl_loss and config.algorithm.use_kl_in_reward:
+        yield "actor.use_kl_loss and algorithm.use_kl_in_reward: the KL counts in the loss and in the reward"
+    if config.trainer.save_freq == 0:
+        yield "trainer.save_freq=0: no checkpoint is written, not even at the end"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of rewards and advantages across sections. Opens no file and loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from verl.config.names import ADV_ESTIMATORS, GROUP_ESTIMATORS, PROCESS_ESTIMATORS
+from verl.config.problems import Problem, describe_choices
+
+if TYPE_CHECKING:
+    from verl.config.root import PPOTrainerConfig
+
+_PROCESS = "reward_model.process_reward"
+_ESTIMATOR = "algorithm.adv_estimator"
+_LARGEST_SHARE = 0.95
+"""Share of a GPU's memory that all servers on it may take together."""
+
+
+def reward_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
+    """Check scoring, blending and estimation.
+
+    Args:
+        config: The root, every value of the right type.
+
+    Yields:
+        Every mistake found.
+    """
+    yield from _estimator(config)
+    yield from _process_estimator(config)
+    yield from _blend(config)
+    if config.reward_model.enable:
+        yield from _prm_devices(config)
+    yield from _pool_without_prm(config)
+    yield from _overlong(config)
+
+
+def _estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
+    name = config.algorithm.adv_estimator
+    if name not in ADV_ESTIMATORS:
+        allowed, mend = describe_choices(name, ADV_ESTIMATORS)
+        if name == "gae":
+            mend = "There is no critic: use 'grpo'"
+        yield Problem(_ESTIMATOR, name, allowed, mend)
+    if name in GROUP_ESTIMATORS and config.actor_rollout_ref.rollout.n < 2:
+        allowed = f"{name} compares the responses of one prompt; with one response every advantage is 0"
+        mend = "Set actor_rollout_ref.rollout.n to 2 or more"
+        yield Problem("actor_rollout_ref.rollout.n", config.actor_rollout_ref.rollout.n, allowed, mend, (_ESTIMATOR,))
+
+
+def _process_estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
+    name, mode = config.algorithm.adv_estimator, config.reward_model.process_reward.mode
+    if name not in PROCESS_ESTIMATORS:
+        return
+    if not config.reward_model.enable:
+        mend = "Set reward_model.enable=True and reward_model.model.path, or adv_estimator=grpo"
+        yield Problem(_ESTIMATOR, name, "reads step scores, but no PRM is on", mend, ("reward_model.enable",))
+    if mode != "step":
+        allowed = f"{name} reads the scores of single steps, which only mode step gives"
+        mend = "Set mode=step, or algorithm.adv_estimator=grpo"
+        yield Problem(f"{_PROCESS}.mode", mode, allowed, mend, (_ESTIMATOR,))
+    if config.algorithm.use_kl_in_reward:
+        allowed = f"{name} reads scores, not token rewards, so the penalty would be lost"
+        mend = "Set use_kl_in_reward=False (and actor.use_kl_loss=True), or adv_estimator=grpo"
+        yield Problem("algorithm.use_kl_in_reward", True, allowed, mend, (_ESTIMATOR,))
+
+
+def _blend(config: PPOTrainerConfig) -> Iterator[Problem]:
+    process = config.reward_model.process_reward
+    if process.aggregation == "prod" and process.score_space != "prob":
+        allowed = "prod multiplies probabilities"
+        mend = "Set score_space=prob, or another aggregation (mean | min | last)"
+        yield Problem(f"{_PROCESS}.aggregation", "prod", allowed, mend, (f"{_PROCESS}.score_space",))
+    if process.rule_range[0] >= process.rule_range[1]:
+        allowed = "a wrong answer must get less than a right one: [wrong, right]"
+        yield Problem(f"{_PROCESS}.rule_range", list(process.rule_range), allowed, "Write e.g. [-1.0,1.0]")
+    if 0 < process.max_step_chars <= process.min_step_chars:
+        allowed = f"must be larger than min_step_chars={process.min_step_chars}"
+        yield Problem(f"{_PROCESS}.max_step_chars", process.max_step_chars, allowed, "Raise it, or set it to 0 (off)")
+    if not process.step_separator:
+        mend = "Write the text between two steps, e.g. '\"\\n\\n\"'"
+        yield Problem(f"{_PROCESS}.step_separator", "", "must not be empty", mend)
+    points = process.beta_schedule
+    rising = all(left[0] < right[0] for left, right in pairwise(points))
+    if not rising or any(step < 0 or not 0.0 <= beta <= 1.0 for step, beta in points):
+        allowed = "needs training steps that rise from 0 on, and beta between 0 and 1"
+        mend = "Write e.g. [[0,0.75],[200,0.25]]"
+        yield Problem(f"{_PROCESS}.beta_schedule", [list(point) for point in points], allowed, mend)
+
+
+def _prm_devices(config: PPOTrainerConfig) -> Iterator[Problem]:
+    prm = config.reward_model
+    if not prm.model.path:
+        yield Problem("reward_model.model.path", "", "is required", "Name a local folder or a hub id org/name")
+    if prm.enable_resource_pool and prm.n_gpus_per_node < 1:
+        mend = "Set it to the PRM's devices per node, e.g. 2 (and trainer.n_gpus_per_node to the rest)"
+        yield Problem("reward_model.n_gpus_per_node", prm.n_gpus_per_node, "the PRM's pool needs devices", mend)
+        return
+    pool_key = "reward_model.n_gpus_per_node" if prm.enable_resource_pool else "trainer.n_gpus_per_node"
+    per_node = prm.n_gpus_per_node if prm.enable_resource_pool else config.trainer.n_gpus_per_node
+    tp = prm.tensor_model_parallel_size
+    if per_node % tp:
+        fault = "is larger than" if tp > per_node else "must divide"
+        allowed = f"{fault} {pool_key}={per_node} (a replica lies within one node)"
+        mend = f"Set it to a divisor of {per_node}"
+        yield Problem("reward_model.tensor_model_parallel_size", tp, allowed, mend, (pool_key,))
+    shares = config.actor_rollout_ref.rollout.gpu_memory_utilization + prm.gpu_memory_utilization
+    shares_gpus = not prm.enable_resource_pool and config.trainer.device != "cpu"
+    both_served = prm.process_reward.backend == "vllm" and config.actor_rollout_ref.rollout.name == "vllm"
+    if shares_gpus and both_served and shares > _LARGEST_SHARE:
+        allowed = f"shares its GPUs with the rollout servers; both together take {shares:.2f} of the memory"
+        mend = f"Keep the sum with rollout.gpu_memory_utilization at or below {_LARGEST_SHARE}, or give the PRM a pool"
+        key = "reward_model.gpu_memory_utilization"
+        others = ("actor_rollout_ref.rollout.gpu_memory_utilization", "reward_model.enable_resource_pool")
+        yield Problem(key, prm.gpu_memory_utilization, allowed, mend, others)
+
+
+def _pool_without_prm(config: PPOTrainerConfig) -> Iterator[Problem]:
+    if config.reward_model.enable_resource_pool and not config.reward_model.enable:
+        mend = "Set reward_model.enable=True, or enable_resource_pool=False"
+        yield Problem("reward_model.enable_resource_pool", True, "reserves devices, but no PRM is on", mend)
+
+
+def _overlong(config: PPOTrainerConfig) -> Iterator[Problem]:
+    buffer, limit = config.reward_model.overlong_buffer, config.data.max_response_length
+    if not buffer.enable:
+        return
+    if config.reward_model.reward_manager != "dapo":
+        key = "reward_model.reward_manager"
+        allowed = "has no overlong penalty, but reward_model.overlong_buffer.enable=True"
+        mend = "Set reward_manager=dapo"
+        yield Problem(key, config.reward_model.reward_manager, allowed, mend, ("reward_model.overlong_buffer.enable",))
+    if buffer.len > limit:
+        allowed = f"must not exceed data.max_response_length={limit}"
+        mend = f"Set it to {limit} or less"
+        yield Problem("reward_model.overlong_buffer.len", buffer.len, allowed, mend, ("data.max_response_length",))

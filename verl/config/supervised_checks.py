@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of SFT and PRM training across sections. Opens no file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from verl.config.problems import Problem
+
+if TYPE_CHECKING:
+    from verl.config.sft import PRMTrainerConfig, SFTTrainerConfig
+
+
+def find_supervised_problems(config: SFTTrainerConfig | PRMTrainerConfig) -> list[Problem]:
+    """Check a supervised run across sections.
+
+    Args:
+        config: The root, every value of the right type.
+
+    Returns:
+        Every mistake found.
+    """
+    problems = []
+    ranks, batch = config.trainer.num_devices, config.data.train_batch_size
+    if not config.model.path:
+        mend = "Name a local folder or a hub id org/name"
+        problems.append(Problem("model.path", "", "is required", mend))
+    if not config.data.train_files:
+        problems.append(Problem("data.train_files", "", "is required", "Name one or more parquet or JSONL files"))
+    if batch % ranks:
+        allowed = f"counts sequences over all ranks and must be a multiple of the {ranks} ranks"
+        mend = f"Set it to e.g. {-(-batch // ranks) * ranks}"
+        problems.append(Problem("data.train_batch_size", batch, allowed, mend, ("trainer.n_gpus_per_node",)))
+    budget = config.max_token_len_per_gpu
+    if budget is not None and budget < config.data.max_length:
+        allowed = f"one full sequence has data.max_length={config.data.max_length} tokens"
+        problems.append(Problem("max_token_len_per_gpu", budget, allowed, "Raise it, or leave it out"))
+    size = config.fsdp_config.fsdp_size
+    if size > 0 and ranks % size:
+        problems.append(Problem("fsdp_config.fsdp_size", size, f"must divide the {ranks} ranks", "Use a divisor"))
+    return problems
+
+
+def find_prm_problems(config: PRMTrainerConfig) -> list[Problem]:
+    """Check what only PRM training has.
+
+    Args:
+        config: The root, every value of the right type.
+
+    Returns:
+        Every mistake found.
+    """
+    cut = config.data.truncation
+    if cut in ("error", "right"):
+        return []
+    allowed = "would cut steps away from their labels; allowed: error | right"
+    return [Problem("data.truncation", cut, allowed, "Set data.truncation=right, or a larger data.max_length")]
