@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of parquet and JSONL files as prompts, demonstrations and labelled solutions."""
