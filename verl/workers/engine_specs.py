@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from verl.algorithms.policy_losses import ClipSettings
 from verl.config import PPOTrainerConfig
+from verl.config.batch_plan import BatchPlan, MicroBatchLimit, actor_limit, log_prob_limit
 from verl.config.engine import FSDPConfig, OptimConfig
 from verl.config.model import ModelConfig
 from verl.engines.base import EngineSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyUpdateSpec
-
-_ACTOR = "actor_rollout_ref.actor"
 
 
 def actor_engine_spec(config: PPOTrainerConfig, device: str, total_optimizer_steps: int) -> EngineSpec:
@@ -122,15 +121,9 @@ def actor_micro_batches(config: PPOTrainerConfig) -> MicroBatchSpec:
         config: The run's configuration.
 
     Returns:
-        The spec. The token budget defaults to one sequence of the largest length.
+        The spec.
     """
-    actor = config.actor_rollout_ref.actor
-    return MicroBatchSpec(
-        max_tokens=_token_budget(config, actor.ppo_max_token_len_per_gpu) if actor.use_dynamic_bsz else None,
-        max_sequences=actor.ppo_micro_batch_size_per_gpu,
-        padded=not config.actor_rollout_ref.model.use_remove_padding,
-        key=f"{_ACTOR}.ppo_max_token_len_per_gpu",
-    )
+    return _micro_batches(config, actor_limit(config), "actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
 
 
 def log_prob_micro_batches(config: PPOTrainerConfig, is_ref: bool) -> MicroBatchSpec:
@@ -141,19 +134,11 @@ def log_prob_micro_batches(config: PPOTrainerConfig, is_ref: bool) -> MicroBatch
         is_ref: Whether for the reference.
 
     Returns:
-        The spec; what is not set is the actor's.
+        The spec.
     """
-    actor = config.actor_rollout_ref.actor
-    section = config.actor_rollout_ref.ref if is_ref else config.actor_rollout_ref.rollout
-    name = "ref" if is_ref else "rollout"
-    is_dynamic = actor.use_dynamic_bsz if section.log_prob_use_dynamic_bsz is None else section.log_prob_use_dynamic_bsz
-    budget = section.log_prob_max_token_len_per_gpu or actor.ppo_max_token_len_per_gpu
-    return MicroBatchSpec(
-        max_tokens=_token_budget(config, budget) if is_dynamic else None,
-        max_sequences=section.log_prob_micro_batch_size_per_gpu or actor.ppo_micro_batch_size_per_gpu,
-        padded=not config.actor_rollout_ref.model.use_remove_padding,
-        key=f"actor_rollout_ref.{name}.log_prob_max_token_len_per_gpu",
-    )
+    section = "ref" if is_ref else "rollout"
+    limit = log_prob_limit(config, reference=is_ref)
+    return _micro_batches(config, limit, f"actor_rollout_ref.{section}.log_prob_max_token_len_per_gpu")
 
 
 def policy_update_spec(config: PPOTrainerConfig, shuffle_seed: int) -> PolicyUpdateSpec:
@@ -168,7 +153,7 @@ def policy_update_spec(config: PPOTrainerConfig, shuffle_seed: int) -> PolicyUpd
     """
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     return PolicyUpdateSpec(
-        mini_batch_size=actor.ppo_mini_batch_size * rollout.n // config.trainer.num_devices,
+        mini_batch_size=BatchPlan.from_config(config).mini_batch_sequences_per_rank,
         micro=actor_micro_batches(config),
         max_response_len=config.data.max_response_length,
         epochs=actor.ppo_epochs,
@@ -182,8 +167,13 @@ def policy_update_spec(config: PPOTrainerConfig, shuffle_seed: int) -> PolicyUpd
     )
 
 
-def _token_budget(config: PPOTrainerConfig, budget: int | None) -> int:
-    return budget or config.data.max_prompt_length + config.data.max_response_length
+def _micro_batches(config: PPOTrainerConfig, limit: MicroBatchLimit, key: str) -> MicroBatchSpec:
+    return MicroBatchSpec(
+        max_tokens=limit.max_tokens,
+        max_sequences=limit.max_sequences,
+        padded=not config.actor_rollout_ref.model.use_remove_padding,
+        key=key,
+    )
 
 
 def _model_arguments(model: ModelConfig) -> dict[str, object]:

@@ -13,9 +13,9 @@ from verl.utils.seqlen_balancing import balanced_partition
 def balanced_order(lengths: np.ndarray, num_ranks: int, mini_batch_rows: int) -> np.ndarray:
     """Choose the order.
 
-    A mini-batch stays what it is, the rows of `ppo_mini_batch_size` consecutive prompts; inside it the rows are dealt to
-    the ranks, the same number to each, balanced by tokens. Rank r's consecutive chunk of the reordered batch then holds
-    its share of mini-batch 0, then of mini-batch 1, and so on.
+    A mini-batch stays what it is, the rows of `ppo_mini_batch_size` consecutive prompts; inside it the rows are dealt
+    to the ranks, the same number to each, balanced by tokens. Rank r's consecutive chunk of the reordered batch then
+    holds its share of mini-batch 0, then of mini-batch 1, and so on.
 
     Args:
         lengths: [S] int64, tokens of prompt and response.

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: one training step as a table of contents, and the loop around it.
+
+    prompts -> rollout -------------------> old and ref log-probs -> reward -> advantage -> update -> weight sync
+                  \\-> rule and PRM scores, response by response ----/
+
+Scores start when a response ends and are joined in the reward stage; nothing else is concurrent. The trainer talks to
+worker groups and servers; it knows no engine. New behaviour belongs inside a stage, not into the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl.algorithms.kl import AdaptiveKLController, FixedKLController, KLController
+from verl.batch_schema import Stage, require
+from verl.config import PPOTrainerConfig
+from verl.protocol import DataProto
+from verl.rewards.credit import CreditRule, ScoreColumns, place_rewards
+from verl.rewards.loop import ScoredBatch
+from verl.rollout.base import SamplingSettings
+from verl.rollout.to_batch import to_batch
+from verl.trainer.ppo.advantage import apply_kl_penalty, compute_advantage, compute_response_mask
+from verl.trainer.ppo.balancing import balanced_order, sequence_lengths
+from verl.trainer.ppo.checkpointing import CheckpointFolders, read_trainer_state, write_trainer_state
+from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_mismatch_metrics, compute_throughput_metrics
+from verl.trainer.ppo.placement import ResourcePoolManager, Role
+from verl.trainer.ppo.prompts import as_objects, group_requests, prompt_batch, reward_input, reward_inputs_of
+from verl.trainer.ppo.rollout_dump import dump_rollouts
+from verl.trainer.ppo.runtime import Runtime
+from verl.trainer.ppo.sync_proof import check_proof, compare_log_probs
+from verl.trainer.ppo.validation import Validator
+from verl.utils.timing import StageTimer
+from verl.utils.tracking import Tracker
+
+__all__ = [
+    "RayPPOTrainer",
+    "ResourcePoolManager",
+    "Role",
+    "apply_kl_penalty",
+    "compute_advantage",
+    "compute_response_mask",
+]
+
+logger = logging.getLogger(__name__)
+
+_PROOF_TOKENS = 32
+
+
+class RayPPOTrainer:
+    """Trains a policy with the workers of a `Runtime`.
+
+    Example:
+        >>> trainer = RayPPOTrainer(config, runtime, train_loader, val_loader, tracker)
+        >>> trainer.fit()
+    """
+
+    def __init__(
+        self, config: PPOTrainerConfig, runtime: Runtime, train_loader: Any, val_loader: Any, tracker: Tracker
+    ) -> None:
+        """Remember the parts.
+
+        Args:
+            config: The run's configuration.
+            runtime: Started workers and servers.
+            train_loader: Endless epochs of prompt rows, with `state_dict`.
+            val_loader: Held-out prompt rows; None for no validation.
+            tracker: Where metrics go.
+        """
+        self.config, self.runtime, self.tracker = config, runtime, tracker
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.total_steps = runtime.total_training_steps
+        self.global_steps = 0
+        self.policy_version = 0
+        self.timer = StageTimer()
+        self.folders = CheckpointFolders(config.trainer)
+        self.validator = Validator(config, runtime.loop, runtime.stream, runtime.verifier)
+        self.kl_controller = _kl_controller(config)
+        self._batches = self._endless_batches()
+
+    # ---- the loop ----
+
+    def fit(self) -> dict[str, float]:
+        """Train to the last step: resume, prove the weight sync, validate, step, save.
+
+        Returns:
+            The metrics of the last validation, empty without validation.
+        """
+        trainer = self.config.trainer
+        self._resume()
+        self._sync_weights(verify=True)
+        self._prove_weight_sync()
+        last_val = self._validate_and_track() if trainer.val_before_train else {}
+        if trainer.val_only:
+            return last_val
+        while self.global_steps < self.total_steps:
+            metrics = self.train_step(next(self._batches))
+            is_last = self.global_steps == self.total_steps
+            if self.val_loader is not None and (is_last or _is_due(self.global_steps, trainer.test_freq)):
+                last_val = self._validate()
+                metrics |= last_val
+            if is_last or _is_due(self.global_steps, trainer.save_freq):
+                metrics |= self._save()
+            self.tracker.write(self.global_steps, metrics)
+        if trainer.export_hf:
+            self.runtime.actor.export_hf(str(self.hf_dir))
+        return last_val
+
+    def train_step(self, rows: Mapping[str, list[Any]]) -> dict[str, float]:
+        """One training step.
+
+        Args:
+            rows: `data.train_batch_size` prompt rows.
+
+        Returns:
+            Metrics.
+        """
+        self.global_steps += 1
+        self.timer = timer = StageTimer()
+        with timer("step"):
+            with timer("gen"):
+                batch, scores = self._rollout(rows)
+            with timer("old_log_prob"):
+                batch = batch.union(self.runtime.actor.compute_log_prob(batch))
+            with timer("ref"):
+                batch = batch.union(self._reference_log_probs(batch))
+            with timer("reward"):
+                scored, metrics = self._join_scores(batch, scores)
+                batch = batch.union(scored)
+                batch, reward_metrics = self._place_rewards(batch)
+            with timer("adv"):
+                beta = self.config.reward_model.process_reward.beta_at(self.global_steps - 1)
+                batch = batch.union(compute_advantage(batch, self.config.algorithm, beta))
+            with timer("update_actor"):
+                metrics |= self._update_actor(batch)
+            with timer("update_weights"):
+                metrics |= self._sync_weights(verify=False)
+        return metrics | reward_metrics | self._report(batch)
+
+    # ---- stages ----
+
+    def _rollout(self, rows: Mapping[str, list[Any]]) -> tuple[DataProto, Future[ScoredBatch]]:
+        """Stages 1 to 3: sample G responses per prompt; every finished one is sent to the scorers at once."""
+        rollout, runtime = self.config.actor_rollout_ref.rollout, self.runtime
+        prompts = prompt_batch(rows, f"step{self.global_steps}", runtime.pad_token_id)
+        by_uid = reward_inputs_of(prompts)
+        sampling = SamplingSettings(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            max_new_tokens=self.config.data.max_response_length,
+            ignore_eos=rollout.ignore_eos,
+        )
+        requests = group_requests(prompts, rollout.n, sampling)
+        scoring = runtime.reward_loop.open_batch([request.uid for request in requests], rollout.n)
+        runtime.wake_servers()
+        outputs = runtime.loop.run(
+            runtime.stream.generate(requests, lambda o: scoring.submit(reward_input(o, by_uid[o.uid])))
+        )
+        runtime.sleep_servers()
+        batch = to_batch(prompts, outputs, runtime.pad_token_id)
+        batch.non_tensor_batch["sample_index"] = as_objects([output.index for group in outputs for output in group])
+        return self._balance(batch), runtime.loop.submit(scoring.finish())
+
+    def _balance(self, batch: DataProto) -> DataProto:
+        """Deal the rows to the ranks."""
+        if not self.config.trainer.balance_batch or self.runtime.actor.world_size == 1:
+            return batch
+        actor = self.config.actor_rollout_ref.actor
+        rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        order = balanced_order(sequence_lengths(batch).numpy(), self.runtime.actor.world_size, rows)
+        return batch.reorder(order)
+
+    def _reference_log_probs(self, batch: DataProto) -> DataProto:
+        """Stage 4's second half; no column when no KL term is on."""
+        if not self.config.needs_reference:
+            return DataProto.from_dict(tensors={}, non_tensors={})
+        return self.runtime.actor.compute_ref_log_prob(batch)
+
+    def _join_scores(self, batch: DataProto, scores: Future[ScoredBatch]) -> tuple[DataProto, dict[str, float]]:
+        """Wait for the scorers and lay the scores out in the batch's row order."""
+        with self.timer("wait_for_scores"):
+            result = scores.result()
+        uids, indices = batch.non_tensor_batch["uid"], batch.non_tensor_batch["sample_index"]
+        self.scored = [result.by_response[str(uid), int(index)] for uid, index in zip(uids, indices, strict=True)]
+        columns = ScoreColumns.of(self.scored)
+        is_kept = torch.tensor([str(uid) not in result.dropped_groups for uid in uids])
+        self._is_kept = is_kept
+        tensors = {
+            "rule_scores": torch.from_numpy(columns.rule_scores),
+            "overlong_penalty": torch.from_numpy(columns.overlong_penalty),
+            "is_correct": torch.from_numpy(columns.is_correct),
+            "traj_scores": torch.from_numpy(columns.traj_scores),
+        }
+        ragged = {
+            "step_scores": columns.step_scores,
+            "step_ends": columns.step_ends,
+            "prm_status": columns.prm_status,
+        }
+        return DataProto.from_dict(tensors=tensors, non_tensors=ragged), dict(result.metrics)
+
+    def _place_rewards(self, batch: DataProto) -> tuple[DataProto, dict[str, float]]:
+        """Stage 5: scores to token-level scores, then the KL penalty, if it is in the reward."""
+        require(batch, Stage.REWARD)
+        process = self.config.reward_model.process_reward
+        rule = CreditRule(
+            alpha=process.alpha,
+            beta=process.beta_at(self.global_steps - 1),
+            aggregation=process.aggregation,
+            gate=process.gate,
+            mode=process.mode,
+            score_space=process.score_space,
+        )
+        scores = place_rewards(ScoreColumns.of(self.scored), batch.batch["response_mask"], rule)
+        batch = batch.union(DataProto.from_dict(tensors={"token_level_scores": scores}))
+        algorithm = self.config.algorithm
+        if algorithm.use_kl_in_reward:
+            rewards, metrics = apply_kl_penalty(batch, self.kl_controller, algorithm.kl_penalty)
+            return batch.union(rewards), metrics
+        return batch.union(DataProto.from_dict(tensors={"token_level_rewards": scores})), {}
+
+    def _update_actor(self, batch: DataProto) -> dict[str, float]:
+        """Stage 7; sequences of dropped groups are masked out and count nowhere."""
+        if not bool(self._is_kept.all()):
+            masked = batch.batch["response_mask"] * self._is_kept[:, None]
+            columns = {key: value for key, value in batch.batch.items() if key != "response_mask"}
+            batch = DataProto.from_dict(tensors=columns | {"response_mask": masked})
+        return self.runtime.actor.update_actor(batch)[0]
+
+    def _sync_weights(self, verify: bool) -> dict[str, float]:
+        """Stage 8: the rollout servers get the new weights."""
+        self.policy_version += 1
+        self.runtime.wake_servers()
+        reports = self.runtime.actor.sync_weights(self.policy_version, verify)
+        sent = max(reports, key=lambda report: report.num_bytes)
+        return {"weight_sync/bytes/sum": float(sent.num_bytes), "weight_sync/bytes_per_s": sent.bytes_per_s}
+
+    # ---- around the step ----
+
+    def _prove_weight_sync(self) -> None:
+        """Compare log-probs of servers and trainer on a few short responses from every server; raises on a mismatch."""
+        runtime, rollout = self.runtime, self.config.actor_rollout_ref.rollout
+        rows = self.train_loader.dataset[0]
+        num_groups = len(runtime.servers) * runtime.actor.world_size
+        prompts = prompt_batch(
+            {key: [value] * num_groups for key, value in rows.items()}, "proof", runtime.pad_token_id
+        )
+        sampling = SamplingSettings(
+            temperature=rollout.temperature, max_new_tokens=min(_PROOF_TOKENS, self.config.data.max_response_length)
+        )
+        requests = group_requests(prompts, 4, sampling)
+        outputs = runtime.loop.run(runtime.stream.generate(requests, lambda output: None))
+        batch = to_batch(prompts, outputs, runtime.pad_token_id)
+        batch = batch.union(runtime.actor.compute_log_prob(batch))
+        proof = compare_log_probs(batch)
+        computes = self.config.actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype
+        check_proof(proof, is_float32=rollout.dtype == "float32" and computes == "float32")
+        logger.info(
+            "weight sync proved: log-probs of %d tokens differ by at most %.2g nats (mean %.2g) between trainer and "
+            "rollout engine; digests of all tensors agree",
+            proof.num_tokens,
+            proof.max_difference,
+            proof.mean_difference,
+        )
+
+    def _validate(self) -> dict[str, float]:
+        with self.timer("testing"):
+            return self.validator.run(self.val_loader, self.global_steps, self.runtime.pad_token_id)
+
+    def _validate_and_track(self) -> dict[str, float]:
+        if self.val_loader is None:
+            return {}
+        metrics = self._validate()
+        self.tracker.write(self.global_steps, metrics)
+        return metrics
+
+    def _report(self, batch: DataProto) -> dict[str, float]:
+        """Metrics of the batch and of time, and the dump."""
+        folder = self.config.trainer.rollout_data_dir
+        if folder:
+            dump_rollouts(Path(folder).expanduser(), self.global_steps, batch, self.scored)
+        step_s = self.timer.seconds["step"]
+        entropy = batch.batch["entropys"][batch.batch["response_mask"].bool()]
+        return {
+            **compute_data_metrics(batch, self.config.data.max_response_length),
+            **compute_mismatch_metrics(batch),
+            **compute_throughput_metrics(batch, step_s, self.runtime.num_devices),
+            **self.timer.as_metrics(),
+            "policy/entropy/mean": float(entropy.mean()) if entropy.numel() else 0.0,
+            "reward/exposed/share": self.timer.seconds["wait_for_scores"] / step_s,
+            "trainer/policy_version": float(self.policy_version),
+        }
+
+    @property
+    def hf_dir(self) -> Path:
+        """Where the policy is exported in HF format."""
+        return (Path(self.config.trainer.run_dir).expanduser() / "hf").absolute()
+
+    def _save(self) -> dict[str, float]:
+        timer = StageTimer()
+        with timer("save_checkpoint"):
+            folder = self.folders.begin(self.global_steps)
+            self.runtime.actor.save_checkpoint(str(folder))
+            state = {
+                "global_steps": self.global_steps,
+                "policy_version": self.policy_version,
+                "kl_coef": self.kl_controller.value,
+            }
+            write_trainer_state(folder, state, self.train_loader.state_dict())
+            logger.info("checkpoint written: %s", self.folders.commit(self.global_steps))
+        return timer.as_metrics()
+
+    def _resume(self) -> None:
+        folder = self.folders.to_resume()
+        if folder is None:
+            return
+        state, data_state = read_trainer_state(folder)
+        self.global_steps = int(state["global_steps"])
+        self.policy_version = int(state["policy_version"])
+        self.kl_controller.value = float(state["kl_coef"])
+        self.train_loader.load_state_dict(data_state)
+        self.runtime.actor.load_checkpoint(str(folder))
+        logger.info("resumed from %s at training step %d", folder, self.global_steps)
+
+    def _endless_batches(self) -> Any:
+        while True:
+            yield from self.train_loader
+
+
+def _kl_controller(config: PPOTrainerConfig) -> KLController:
+    control = config.algorithm.kl_ctrl
+    if control.type == "adaptive":
+        return AdaptiveKLController(control.kl_coef, control.target_kl, control.horizon)
+    return FixedKLController(control.kl_coef)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
