@@ -4,6 +4,39 @@
 Importing the package fills the registries with the estimators and losses that ship with it.
 """
 
-from verl.algorithms import grpo, grpo_ps, policy_losses
+from verl.algorithms import grpo, grpo_ps
+from verl.algorithms.aggregation import LossDenominator, agg_loss, count_loss_terms
+from verl.algorithms.inputs import AdvantageInputs, group_numbers, pad_steps
+from verl.algorithms.kl import kl_in_reward, kl_penalty
+from verl.algorithms.log_probs import log_probs_from_hidden, log_probs_from_logits
+from verl.algorithms.policy_losses import ClipSettings, PolicyLoss, get_policy_loss_fn
+from verl.algorithms.registry import (
+    AdvantageEstimator,
+    adv_estimator_columns,
+    get_adv_estimator_fn,
+    register_adv_est,
+    register_policy_loss,
+)
 
-__all__ = ["grpo", "grpo_ps", "policy_losses"]
+__all__ = [
+    "AdvantageEstimator",
+    "AdvantageInputs",
+    "ClipSettings",
+    "LossDenominator",
+    "PolicyLoss",
+    "adv_estimator_columns",
+    "agg_loss",
+    "count_loss_terms",
+    "get_adv_estimator_fn",
+    "get_policy_loss_fn",
+    "group_numbers",
+    "grpo",
+    "grpo_ps",
+    "kl_in_reward",
+    "kl_penalty",
+    "log_probs_from_hidden",
+    "log_probs_from_logits",
+    "pad_steps",
+    "register_adv_est",
+    "register_policy_loss",
+]
