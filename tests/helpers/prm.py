@@ -24,17 +24,20 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Qwen2Conf
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "max_position_embeddings": 1024,
-        "initializer_range": 0.2,
+        "initializer_range": 0.02,
         "tie_word_embeddings": False,
     }
     return Qwen2Config(**(settings | changes))
 
 
 def save_tiny_prm(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write model and byte tokenizer; weights are large enough that scores differ widely between steps."""
+    """Write model and byte tokenizer; the head is wide enough that probabilities spread over (0, 1)."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
     model = Qwen2ForProcessRewardModel(tiny_config(tokenizer, **changes))
+    width = model.config.hidden_size
+    torch.nn.init.normal_(model.score[0].weight, std=1.4 / width**0.5)
+    torch.nn.init.normal_(model.score[2].weight, std=1.5 / width**0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
