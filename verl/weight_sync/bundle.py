@@ -95,7 +95,7 @@ def write_bundle(weights: NamedWeights, path: Path, with_digests: bool) -> tuple
                 position += len(raw)
                 payload_bytes += len(raw)
     except OSError as error:
-        free_bytes = shutil.disk_usage(path.parent).free
+        free_bytes = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         path.unlink(missing_ok=True)
         raise OSError(
             f"weight sync could not write {path} ({payload_bytes} bytes so far, {free_bytes} bytes free there): "

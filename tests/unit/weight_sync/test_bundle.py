@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from verl.weight_sync.base import SyncReport, WeightStream
+from verl.weight_sync.bundle import WeightDigestError, WeightManifest, read_bundle, write_bundle
+from verl.weight_sync.shared_memory import SharedMemorySender
+
+
+def weights() -> list[tuple[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        ("a.weight", torch.randn(3, 5, generator=generator)),
+        ("b.bias", torch.randn(7, generator=generator).to(torch.bfloat16)),
+        ("c.transposed", torch.randn(4, 6, generator=generator).T),
+        ("d.empty", torch.zeros(0, 4)),
+        ("e.scalar", torch.tensor(3.5, dtype=torch.float64)),
+    ]
+
+
+class RecordingClient:
+    """Reads each bundle as an engine would, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.received: dict[str, torch.Tensor] = {}
+
+    def init_transfer(self, init_info: dict) -> None:
+        self.said.append("init")
+
+    def start_update(self) -> None:
+        self.said.append("start")
+
+    def update(self, payload: dict) -> None:
+        self.said.append("update")
+        self.received = {name: tensor.clone() for name, tensor in read_bundle(WeightManifest(**payload))}
+
+    def finish_update(self, version: int) -> None:
+        self.said.append(f"finish {version}")
+
+
+@pytest.mark.parametrize("with_digests", [True, False])
+def test_what_is_written_is_read(tmp_path: Path, with_digests: bool) -> None:
+    manifest, num_bytes = write_bundle(weights(), tmp_path / "bundle", with_digests)
+    read = list(read_bundle(manifest))
+    assert [name for name, _ in read] == [name for name, _ in weights()]
+    for (_, expected), (_, tensor) in zip(weights(), read, strict=True):
+        assert tensor.dtype == expected.dtype
+        assert torch.equal(tensor, expected)
+    assert num_bytes == sum(tensor.numel() * tensor.element_size() for _, tensor in weights())
+    assert all(offset % 64 == 0 for offset in manifest.offsets)
+
+
+def test_a_changed_byte_is_refused_by_name(tmp_path: Path) -> None:
+    manifest, _ = write_bundle(weights(), tmp_path / "bundle", with_digests=True)
+    raw = bytearray((tmp_path / "bundle").read_bytes())
+    raw[manifest.offsets[1]] ^= 1
+    (tmp_path / "bundle").write_bytes(bytes(raw))
+    with pytest.raises(WeightDigestError, match=r"b\.bias"):
+        list(read_bundle(manifest))
+
+
+def test_a_folder_without_room_is_named_and_left_clean(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="weight sync could not write"):
+        write_bundle(weights(), tmp_path / "missing" / "bundle", with_digests=False)
+
+
+def test_the_leader_speaks_in_order_and_cleans_up(tmp_path: Path) -> None:
+    client = RecordingClient()
+    sender = SharedMemorySender(client, is_leader=True, directory=tmp_path)
+    report = sender.send(WeightStream(lambda: iter(weights())), version=4, verify=True)
+    assert client.said == ["init", "start", "update", "finish 4"]
+    assert all(torch.equal(client.received[name], tensor) for name, tensor in weights())
+    assert (report.version, report.num_tensors) == (4, 5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ranks_take_part_in_gathering_and_say_nothing(tmp_path: Path) -> None:
+    client, seen = RecordingClient(), []
+
+    def gather():
+        for name, tensor in weights():
+            seen.append(name)
+            yield name, tensor
+
+    report = SharedMemorySender(client, is_leader=False, directory=tmp_path).send(WeightStream(gather), 1, True)
+    assert len(seen) == 5
+    assert client.said == []
+    assert report == SyncReport(1, 0, 0, report.gather_s, 0.0)
