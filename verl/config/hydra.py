@@ -16,7 +16,6 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -151,46 +150,62 @@ def load_config(
 
 def _accept(text: str, tree: Tree, migration: Migration, problems: list[Problem]) -> str | None:
     """Turn one override into the one given to Hydra: present name, key forced (known keys were checked here)."""
-    override = _parse(text, problems)
-    if override is None:
+    written = text.partition("=")[0].lstrip("+~").strip().replace("@", ".")
+    if "=" not in text and not text.startswith("~"):
+        mend = "Write KEY=VALUE as one word, without spaces around ="
+        problems.append(Problem(text, "", "is not KEY=VALUE", mend))
         return None
-    written = override.key_or_group.replace("@", ".")
     if written.split("/")[0].split(".")[0] == "hydra":
         migration.note_without_effect("hydra.*", written)
         return None
-    key = rename(written, tree)
+    key, value = rename(written, tree), text.partition("=")[2]
     if not tree.knows(key) and find_entry(key, tree) is None:
-        problems.append(unknown_key(written, override.value(), tree))
-        return None
-    value = override.value()
-    if key in tree.sections and not override.is_delete() and not isinstance(value, Mapping):
-        mend = f"Set a key below it, e.g. {next(leaf for leaf in tree.leaves if leaf.startswith(key + '.'))}=..."
-        problems.append(Problem(written, value, "is a section, not a value", mend))
+        problems.append(unknown_key(written, value, tree))
         return None
     if key != written:
         migration.note_rename(written, key)
-    if override.is_delete():
+    if text.startswith("~"):
         return f"~{key}"
-    return f"++{key}={text.partition('=')[2]}"
+    readable = _readable(key, value, tree, problems)
+    return None if readable is None else f"++{key}={readable}"
 
 
-def _parse(text: str, problems: list[Problem]) -> Override | None:
-    key, equals, value = text.partition("=")
-    key = key.lstrip("+~").strip()
-    if not equals and not text.startswith("~"):
-        problems.append(Problem(text, "", "is not KEY=VALUE", "Write KEY=VALUE as one word, no spaces around ="))
-        return None
+def _readable(key: str, value: str, tree: Tree, problems: list[Problem]) -> str | None:
+    """Make sure that Hydra reads the value as one value; a text that it cannot read is quoted for the user."""
+    if tree.holds_text(key) and not _is_one_value(key, value):
+        value = _quote(value, is_list=not tree.is_text(key))
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         mend = f"Quote it twice, for the shell and for Hydra: '{key}=\"{value}\"'; a list is [a,b], a mapping {{a: 1}}"
-        problems.append(Problem(key or text, value, "Hydra cannot read this value", mend))
+        problems.append(Problem(key, value, "Hydra cannot read this value", mend))
         return None
     if override.is_sweep_override():
-        mend = f"Write a list as {key}=[{value}], or quote the text: '{key}=\"{value}\"'"
-        problems.append(Problem(key, value, "would be several runs (a sweep)", mend))
+        problems.append(Problem(key, value, "would be several runs (a sweep)", f"Write a list as {key}=[{value}]"))
         return None
-    return override
+    if key in tree.sections and not isinstance(override.value(), Mapping):
+        mend = f"Set a key below it, e.g. {next(leaf for leaf in tree.leaves if leaf.startswith(key + '.'))}=VALUE"
+        problems.append(Problem(key, value, "is a section, not a value", mend))
+        return None
+    return value
+
+
+def _quote(value: str, *, is_list: bool) -> str:
+    """Quote a text (or each text of a list) that Hydra cannot read bare, such as ~/a=b.parquet."""
+    bracketed = value.startswith("[") and value.endswith("]")
+    half_bracketed = value.startswith("[") != value.endswith("]")
+    if "'" in value or '"' in value or half_bracketed or (is_list and "," in value and not bracketed):
+        return value
+    if is_list and bracketed:
+        return f"[{','.join(_quote(item.strip(), is_list=False) for item in value[1:-1].split(','))}]"
+    return f"'{value}'"
+
+
+def _is_one_value(key: str, value: str) -> bool:
+    try:
+        return not OverridesParser.create().parse_override(f"{key}={value}").is_sweep_override()
+    except HydraException:
+        return False
 
 
 class _NotComposedError(Exception):

@@ -152,6 +152,17 @@ class Tree:
         first = key.split(".")[0]
         return first in self.sections or first in self.leaves
 
+    def is_text(self, key: str) -> bool:
+        """Say whether the key holds one text."""
+        return key in self.leaves and without_none(self.leaves[key].type) is str
+
+    def holds_text(self, key: str) -> bool:
+        """Say whether the key holds one text or a list of texts."""
+        if key not in self.leaves:
+            return False
+        annotation = without_none(self.leaves[key].type)
+        return annotation is str or typing.get_args(annotation) == (str, Ellipsis)
+
     def mapping_above(self, key: str) -> str | None:
         """Name the free mapping in which the key lies, if any."""
         parts = key.split(".")

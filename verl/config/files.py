@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks for the files and local models that a configuration names. Of them it reads `config.json` only; it asks no hub.
+
+Separate from the checks of values, so that a configuration can be composed on a machine without the data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from verl.config.model_shape import ModelShape, read_shape
+from verl.config.problems import Problem, nearest, raise_all
+from verl.config.root import PPOTrainerConfig
+from verl.config.sft import PRMTrainerConfig, SFTTrainerConfig
+
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
+"""File types that the data room reads."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(path: str) -> bool:
+    """Say whether a model path means a hub repository (`org/name` that is no local folder).
+
+    Args:
+        path: Value of a model key.
+
+    Returns:
+        True if the loader should ask the hub (or its cache).
+    """
+    return _HUB_ID.fullmatch(path) is not None and not Path(path).exists()
+
+
+def check_files(config: PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig) -> None:
+    """Refuse a configuration that names files or local models which are not there.
+
+    Args:
+        config: A checked root.
+
+    Raises:
+        UserError: one message with every missing file. Hub ids are left to the loader.
+    """
+    raise_all(list(find_missing(config)))
+
+
+def find_missing(config: PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig) -> Iterator[Problem]:
+    """List the files and local models that are not there.
+
+    Args:
+        config: A checked root.
+
+    Yields:
+        One problem per path.
+    """
+    for key, files in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
+        for file in files:
+            yield from _data_file(key, file)
+    if not isinstance(config, PPOTrainerConfig):
+        yield from _model("model.path", config.model.path)
+        yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
+        return
+    model = config.actor_rollout_ref.model
+    yield from _model("actor_rollout_ref.model.path", model.path)
+    yield from _tokenizer("actor_rollout_ref.model.tokenizer_path", model.tokenizer_path)
+    shape, _ = read_shape(model.path, model.override_config)
+    if shape is not None:
+        yield from _sizes(config, shape)
+    if config.reward_model.enable:
+        yield from _model("reward_model.model.path", config.reward_model.model.path)
+    custom = config.custom_reward_function.path
+    if custom is not None and not Path(custom).is_file():
+        yield _missing("custom_reward_function.path", custom, "Python file")
+    resume = config.trainer.resume_from_path
+    if resume is not None and not Path(resume).is_dir():
+        yield _missing("trainer.resume_from_path", resume, "checkpoint folder")
+
+
+def _data_file(key: str, file: str) -> Iterator[Problem]:
+    path = Path(file)
+    if "://" in file:
+        yield Problem(key, file, "only local files are read", "Copy the file to this machine first")
+    elif path.is_dir():
+        held = sorted(entry.name for entry in path.iterdir() if entry.suffix in DATA_SUFFIXES)
+        mend = f"Name a file in it, e.g. {path / held[0]}" if held else "Name a file"
+        yield Problem(key, file, "is a folder", mend)
+    elif not path.is_file():
+        problem = _missing(key, file, "file")
+        mend = f"{problem.mend}, or make it (examples/data_preprocess writes the DAPO files)"
+        yield replace(problem, mend=problem.mend if problem.mend.endswith("?") else mend)
+    elif path.suffix not in DATA_SUFFIXES:
+        yield Problem(key, file, f"allowed: {' | '.join(DATA_SUFFIXES)}", "Convert the file, or correct its suffix")
+
+
+def _model(key: str, path: str) -> Iterator[Problem]:
+    if is_hub_id(path):
+        return
+    folder = Path(path)
+    if not folder.is_dir():
+        yield _missing(key, path, "model folder (nor a hub id org/name)")
+    elif not (folder / "config.json").is_file():
+        held = "a checkpoint of this framework" if any(folder.glob("*.distcp")) else "no config.json"
+        mend = "Name a folder in HF format (of a run: its hf/ folder)"
+        yield Problem(key, path, f"holds {held}, so it is not a model in HF format", mend)
+
+
+def _sizes(config: PPOTrainerConfig, shape: ModelShape) -> Iterator[Problem]:
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    if shape.max_positions is not None and longest > shape.max_positions:
+        allowed = f"with data.max_prompt_length it exceeds the model's context of {shape.max_positions} tokens"
+        mend = f"Set it to {max(1, shape.max_positions - config.data.max_prompt_length)} or less"
+        yield Problem("data.max_response_length", config.data.max_response_length, allowed, mend)
+    policy = config.actor_rollout_ref
+    shared_heads = (
+        ("rollout.tensor_model_parallel_size", policy.rollout.tensor_model_parallel_size),
+        ("actor.ulysses_sequence_parallel_size", policy.actor.ulysses_sequence_parallel_size),
+    )
+    for key, size in shared_heads:
+        if shape.heads % size:
+            allowed = f"must divide the model's {shape.heads} attention heads"
+            yield Problem(f"actor_rollout_ref.{key}", size, allowed, "Set it to a divisor")
+
+
+def _tokenizer(key: str, path: str | None) -> Iterator[Problem]:
+    if path is not None and not is_hub_id(path) and not Path(path).is_dir():
+        yield _missing(key, path, "tokenizer folder (nor a hub id org/name)")
+
+
+def _missing(key: str, file: str, kind: str) -> Problem:
+    path = Path(file)
+    if not path.parent.is_dir():
+        first = next(parent for parent in path.absolute().parents if parent.is_dir())
+        return Problem(key, file, f"there is no such {kind}", f"The path exists up to {first} only, correct the rest")
+    near = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    mend = f"Did you mean {path.parent / near}?" if near is not None else f"Put it there, or correct {key}"
+    return Problem(key, file, f"there is no such {kind}", mend)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rough memory of one device, from model shape and configuration. Arithmetic only: measures nothing.
+
+Good to about a quarter for models whose layers dominate; what the libraries keep for themselves is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verl.config.batch_plan import BatchPlan
+from verl.config.engine import FSDPConfig
+from verl.config.model_shape import ModelShape
+from verl.config.reward import RewardModelConfig
+from verl.config.root import PPOTrainerConfig
+
+BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
+LOGIT_CHUNK_TOKENS = 1024
+"""Tokens whose logits exist at the same time while log-probs are computed."""
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """One thing that takes memory on a device.
+
+    Example:
+        `MemoryItem("weights", 2 * 2**30, "float32, 1/6 of them")`
+    """
+
+    name: str
+    """What it is."""
+    num_bytes: float
+    """Size on one device."""
+    note: str
+    """How it comes about."""
+
+
+def training_memory(config: PPOTrainerConfig, shape: ModelShape) -> list[MemoryItem]:
+    """Estimate a policy rank while it updates.
+
+    Args:
+        config: A checked root.
+        shape: The policy's shape.
+
+    Returns:
+        Items whose sum is the estimate.
+    """
+    policy, plan = config.actor_rollout_ref, BatchPlan.from_config(config)
+    sharding = policy.actor.fsdp_config
+    shards = plan.policy_ranks if sharding.fsdp_size == -1 else sharding.fsdp_size
+    stored, computed = BYTES_OF[sharding.model_dtype], BYTES_OF[sharding.mixed_precision.param_dtype]
+    share = f"{sharding.model_dtype}, 1/{shards} of {shape.num_params / 1e9:.2f}e9"
+    weights = shape.num_params * stored / shards
+    items = [
+        MemoryItem("policy weights", weights, share),
+        MemoryItem("gradients", weights, share),
+        MemoryItem("AdamW moments", 2 * weights, "two per weight" + _offloaded(sharding.optimizer_offload)),
+        MemoryItem("gathered layers", 2 * shape.layer_params * computed, "one in use, one on its way"),
+    ]
+    tokens = _tokens_in_micro_batch(plan) / policy.actor.ulysses_sequence_parallel_size
+    checkpointed = policy.model.enable_gradient_checkpointing
+    layers_kept = 1 if checkpointed else shape.layers
+    inside = layers_kept * (8 * shape.hidden + 4 * shape.mlp + 2 * shape.head_dim * (shape.heads + shape.kv_heads))
+    borders = shape.layers * shape.hidden if checkpointed else 0
+    note = f"{tokens:.0f} tokens, gradient checkpointing {'on' if checkpointed else 'off'}"
+    items.append(MemoryItem("activations", tokens * (inside + borders) * computed, note))
+    chunk = min(tokens, LOGIT_CHUNK_TOKENS)
+    items.append(MemoryItem("logits", 2 * chunk * shape.vocab * 4, f"chunks of {chunk:.0f} tokens, float32"))
+    if config.needs_reference:
+        items.append(_reference(policy.ref.fsdp_config, plan.policy_ranks, shape))
+    return items
+
+
+def _reference(sharding: FSDPConfig, ranks: int, shape: ModelShape) -> MemoryItem:
+    shards = ranks if sharding.fsdp_size == -1 else sharding.fsdp_size
+    note = f"{sharding.model_dtype}, 1/{shards} of them" + _offloaded(sharding.param_offload)
+    return MemoryItem("reference weights", shape.num_params * BYTES_OF[sharding.model_dtype] / shards, note)
+
+
+def _tokens_in_micro_batch(plan: BatchPlan) -> int:
+    limits = [plan.mini_batch_sequences_per_rank * plan.max_sequence_len]
+    if plan.actor.max_tokens is not None:
+        limits.append(plan.actor.max_tokens)
+    if plan.actor.max_sequences is not None:
+        limits.append(plan.actor.max_sequences * plan.max_sequence_len)
+    return min(limits)
+
+
+def _offloaded(is_on: bool) -> str:
+    return ", in CPU memory while idle" if is_on else ""
+
+
+def rollout_memory(config: PPOTrainerConfig, shape: ModelShape) -> list[MemoryItem]:
+    """Estimate one device of a rollout server.
+
+    Args:
+        config: A checked root.
+        shape: The policy's shape.
+
+    Returns:
+        Weights, and the KV cache that would hold all sequences of a step at full length.
+    """
+    rollout, plan = config.actor_rollout_ref.rollout, BatchPlan.from_config(config)
+    tp, size = rollout.tensor_model_parallel_size, BYTES_OF[rollout.dtype]
+    at_once = min(plan.sequences_per_server, rollout.max_num_seqs)
+    cache = at_once * plan.max_sequence_len * shape.kv_bytes_per_token(size) / tp
+    return [
+        MemoryItem("rollout weights", shape.num_params * size / tp, f"{rollout.dtype}, TP {tp}"),
+        MemoryItem("KV cache wanted", cache, f"{at_once} responses of full length; vLLM takes what it is given"),
+    ]
+
+
+def prm_memory(prm: RewardModelConfig, shape: ModelShape) -> list[MemoryItem]:
+    """Estimate one device of a PRM replica.
+
+    Args:
+        prm: Section `reward_model`.
+        shape: The PRM's shape (its small head is left out).
+
+    Returns:
+        Weights.
+    """
+    tp = prm.tensor_model_parallel_size
+    return [MemoryItem("PRM weights", shape.num_params * BYTES_OF[prm.dtype] / tp, f"{prm.dtype}, TP {tp}")]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who runs where, from the configuration alone. Starts nothing; the trainer's pools follow the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verl.config.root import PPOTrainerConfig
+
+
+@dataclass(frozen=True)
+class RolePlacement:
+    """One role of a run.
+
+    Example:
+        `RolePlacement("PRM", 2, 1, "prm", "vllm pooling replicas")`: two replicas of one device each, pool `prm`.
+    """
+
+    role: str
+    """Name of the role."""
+    instances: int
+    """Processes, servers or replicas."""
+    devices_each: int
+    """Devices per instance; 0 = CPU only."""
+    pool: str
+    """`policy`, `prm` or `cpu`."""
+    note: str
+    """Engine and what else matters."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All roles and pools of a run.
+
+    Example:
+        `place(config).prm_replicas`
+    """
+
+    policy_nodes: int
+    """Nodes of the policy pool."""
+    policy_devices_per_node: int
+    """Devices of the policy pool on each node."""
+    prm_nodes: int
+    """Nodes of the PRM's own pool; 0 = it has none."""
+    prm_devices_per_node: int
+    """Devices of the PRM's own pool on each node; 0 = it has none."""
+    rollout_servers: int
+    """Rollout servers."""
+    prm_replicas: int
+    """PRM replicas; 0 = no PRM."""
+    roles: tuple[RolePlacement, ...]
+    """Every role, for the plan."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all pools."""
+        return self.policy_nodes * self.policy_devices_per_node + self.prm_nodes * self.prm_devices_per_node
+
+
+def place(config: PPOTrainerConfig) -> Placement:
+    """Place every role of a run.
+
+    Args:
+        config: A checked root.
+
+    Returns:
+        The placement.
+    """
+    trainer, policy, prm = config.trainer, config.actor_rollout_ref, config.reward_model
+    own_pool = prm.enable and prm.enable_resource_pool
+    prm_devices = prm.nnodes * prm.n_gpus_per_node if own_pool else trainer.num_devices
+    replicas = prm_devices // prm.tensor_model_parallel_size if prm.enable else 0
+    tp = policy.rollout.tensor_model_parallel_size
+    servers = trainer.num_devices // tp
+    roles = [
+        RolePlacement("policy training", trainer.num_devices, 1, "policy", policy.actor.engine_name),
+        RolePlacement("rollout", servers, tp, "policy", f"{policy.rollout.name} servers, TP {tp}"),
+    ]
+    if config.needs_reference:
+        roles.append(RolePlacement("reference", trainer.num_devices, 1, "policy", "in the policy's processes"))
+    if prm.enable:
+        pool = "prm" if own_pool else "policy"
+        process = prm.process_reward
+        note = f"{process.backend} replicas, TP {prm.tensor_model_parallel_size}, mode {process.mode}"
+        roles.append(RolePlacement("PRM", replicas, prm.tensor_model_parallel_size, pool, note))
+    note = f"worker processes, {prm.verifier_timeout_s:g} s per answer"
+    roles.append(RolePlacement("rule verifier", prm.num_verifier_workers, 0, "cpu", note))
+    return Placement(
+        policy_nodes=trainer.nnodes,
+        policy_devices_per_node=trainer.n_gpus_per_node,
+        prm_nodes=prm.nnodes if own_pool else 0,
+        prm_devices_per_node=prm.n_gpus_per_node if own_pool else 0,
+        rollout_servers=servers,
+        prm_replicas=replicas,
+        roles=tuple(roles),
+    )
