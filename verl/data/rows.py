@@ -18,6 +18,7 @@ import pyarrow.parquet
 from verl.utils.errors import UserError
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,30 @@ def read_rows(files: Sequence[str], key: str, columns: Sequence[str]) -> list[Ro
         raise UserError.for_key(key, list(files), "at least one parquet or JSONL file is needed", "Name one")
     rows: list[Row] = []
     for file in files:
-        path = Path(file).expanduser()
-        _check_file(path, file, key)
-        found = list(_read_json(path, key) if path.suffix in _JSON_SUFFIXES else _read_parquet(path, key))
+        found = list(iter_rows(file, key))
         if not found:
             raise UserError.for_key(key, file, "this file has no rows", "Give a file with rows")
         check_columns(found[0].values, columns, file, key)
         rows.extend(found)
     return rows
+
+
+def iter_rows(file: str, key: str) -> Iterator[Row]:
+    """Read a file row by row, holding only a small part of it in memory.
+
+    Args:
+        file: Path of a parquet or JSONL file.
+        key: Configuration key or argument that names it, for messages.
+
+    Yields:
+        The rows, in order.
+
+    Raises:
+        UserError: As `read_rows`, but for missing columns and an empty file.
+    """
+    path = Path(file).expanduser()
+    _check_file(path, file, key)
+    return _read_json(path, key) if path.suffix in _JSON_SUFFIXES else _read_parquet(path, key)
 
 
 def check_columns(values: dict[str, Any], columns: Sequence[str], file: str, key: str) -> None:
@@ -110,25 +127,31 @@ def _check_file(path: Path, file: str, key: str) -> None:
 
 def _read_parquet(path: Path, key: str) -> Iterator[Row]:
     try:
-        for number, values in enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1):
-            yield Row(values, f"{path} row {number}")
+        number = 0
+        for part in pyarrow.parquet.ParquetFile(path).iter_batches(_ROWS_AT_ONCE):
+            for values in part.to_pylist():
+                number += 1
+                yield Row(values, f"{path} row {number}")
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError.for_key(key, str(path), f"not readable as parquet: {error}", "Write the file again") from error
 
 
 def _read_json(path: Path, key: str) -> Iterator[Row]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    place = f"{path} line {number}"
+                    yield Row(_parse_line(line, place, key), place)
     except (UnicodeDecodeError, OSError) as error:
         raise UserError.for_key(key, str(path), f"not readable as UTF-8 text: {error}", "Write it again") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError.for_key(key, place, f"not a JSON value: {error}", "Mend or remove this line") from error
-        if not isinstance(values, dict):
-            raise UserError.for_key(key, place, "not a JSON object", "Write one object per line")
-        yield Row(values, place)
+
+
+def _parse_line(line: str, place: str, key: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError.for_key(key, place, f"not a JSON value: {error}", "Mend or remove this line") from error
+    if not isinstance(values, dict):
+        raise UserError.for_key(key, place, "not a JSON object", "Write one object per line")
+    return values
