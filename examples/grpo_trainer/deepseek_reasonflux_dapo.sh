@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # GRPO on DAPO-Math: DeepSeek-R1-Distill-Qwen-7B, step rewards of ReasonFlux-PRM-7B blended with the rule reward.
 # One node of 8 GPUs: 6 for the policy, 2 for the PRM.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # GRPO on DAPO-Math: DeepSeek-R1-Distill-Qwen-7B, rule reward only.
 # One node of 8 GPUs, all for the policy.
 #

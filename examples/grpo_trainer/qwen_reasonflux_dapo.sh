@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # GRPO on DAPO-Math: Qwen2.5-7B-Instruct, step rewards of ReasonFlux-PRM-7B blended with the rule reward.
 # One node of 8 GPUs: 6 for the policy, 2 for the PRM.
 #
