@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import ray
 
 HEAD_LIMIT_S = 180.0
@@ -116,15 +117,34 @@ def build_command(plan: NodePlan) -> list[str]:
     return command
 
 
-def wait_for_head(head: str, limit_s: float) -> None:
+def require_running(pid: int | None) -> None:
+    """Make sure that the step which starts the nodes still runs.
+
+    Args:
+        pid: Its process id, None if there is nothing to watch.
+
+    Raises:
+        RuntimeError: If it has ended (also while nobody has collected its exit code yet).
+    """
+    try:
+        if pid is None or psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            return
+    except psutil.NoSuchProcess:
+        pass
+    raise RuntimeError("the step that starts Ray on the nodes has ended; its lines above say why")
+
+
+def wait_for_head(head: str, limit_s: float, watch_pid: int | None = None) -> None:
     """Wait until the head's port answers.
 
     Args:
         head: `IP:PORT`.
         limit_s: Time limit in seconds.
+        watch_pid: A process without which waiting is pointless.
 
     Raises:
         TimeoutError: If nothing answers in time.
+        RuntimeError: If the watched process has ended.
     """
     address, port = head.rsplit(":", 1)
     deadline = time.monotonic() + limit_s
@@ -133,6 +153,7 @@ def wait_for_head(head: str, limit_s: float) -> None:
             socket.create_connection((address, int(port)), timeout=2).close()
             return
         except OSError:
+            require_running(watch_pid)
             time.sleep(POLL_S)
     raise TimeoutError(f"waited {limit_s:.0f} s for the Ray head at {head}; its own log says why it did not start")
 
@@ -224,22 +245,6 @@ def serve(plan: NodePlan) -> int:
         say("stopped and cleared away", plan.index)
 
 
-def is_running(pid: int) -> bool:
-    """Tell whether a process of this user runs.
-
-    Args:
-        pid: Process id.
-
-    Returns:
-        False once it has ended.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def wait_for_nodes(head: str, num_nodes: int, limit_s: float, watch_pid: int | None) -> None:
     """Wait until all nodes have joined.
 
@@ -254,15 +259,14 @@ def wait_for_nodes(head: str, num_nodes: int, limit_s: float, watch_pid: int | N
         RuntimeError: If the watched process has ended.
     """
     deadline = time.monotonic() + limit_s
-    wait_for_head(head, limit_s)
+    wait_for_head(head, limit_s, watch_pid)
     try:
         ray.init(address=head, log_to_driver=False, logging_level="ERROR")
         while True:
             alive = [node for node in ray.nodes() if node["Alive"]]
             if len(alive) >= num_nodes:
                 break
-            if watch_pid is not None and not is_running(watch_pid):
-                raise RuntimeError(f"the step that starts Ray ended with {len(alive)} of {num_nodes} nodes there")
+            require_running(watch_pid)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {limit_s:.0f} s for {num_nodes} Ray nodes, {len(alive)} joined")
             time.sleep(POLL_S)
