@@ -251,9 +251,9 @@ def run_all(folder: Path, cases: dict[str, Case], resume_world_size: int | None)
 
 
 @contextmanager
-def one_rank_group() -> Iterator[None]:
+def one_rank_group(device: torch.device = torch.device("cpu")) -> Iterator[None]:  # noqa: B008
     """A process group of this process alone, gone afterwards."""
-    ensure_process_group(torch.device("cpu"))
+    ensure_process_group(device)
     try:
         yield
     finally:

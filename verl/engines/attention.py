@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,11 +103,11 @@ def packed_attention(
         if kwargs.get(name) is not None:
             raise UserError(f"{type(module).__name__} uses {name!r} in attention, which the engines do not support")
     scaling, window = kwargs.get("scaling"), kwargs.get("sliding_window")
-    attend = _varlen if uses_varlen(query.device.type, query.dtype) else _padded
+    attend = attend_varlen if uses_varlen(query.device.type, query.dtype) else attend_padded
     return attend(query, key, value, layout, scaling, window), None  # type: ignore[arg-type]
 
 
-def _varlen(
+def attend_varlen(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -114,18 +115,33 @@ def _varlen(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
+    """Attend with torch's variable-length kernel: no padding, no mask.
+
+    Args:
+        query: [1, H, T, D].
+        key: [1, H_kv, T, D].
+        value: [1, H_kv, T, D].
+        layout: Where the sequences lie.
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+        window: Tokens that a token sees, itself included; None for all before it.
+
+    Returns:
+        [1, T, H, D].
+    """
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    shares = {"enable_gqa": True} if _VARLEN_SHARES_HEADS else {}
+    shares: dict[str, Any] = {"enable_gqa": True} if _VARLEN_SHARES_HEADS else {}
     if not shares and q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     borders, longest = layout.cu_seqlens, layout.max_seqlen
     # transformers counts the token itself in a window of w; the kernel counts the tokens to its left.
     window_size = (-1 if window is None else window - 1, 0)
-    out = varlen_attn(q, k, v, borders, borders, longest, longest, scale=scaling, window_size=window_size, **shares)
-    return out[None]
+    attended: Any = varlen_attn(
+        q, k, v, borders, borders, longest, longest, scale=scaling, window_size=window_size, **shares
+    )
+    return attended[None]
 
 
-def _padded(
+def attend_padded(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -133,6 +149,22 @@ def _padded(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
+    """Attend on a grid of [N, longest]: causal order hides the padding on the right.
+
+    Args:
+        query: [1, H, T, D].
+        key: [1, H_kv, T, D].
+        value: [1, H_kv, T, D].
+        layout: Where the sequences lie.
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+        window: Tokens that a token sees, itself included; None for all before it.
+
+    Returns:
+        [1, T, H, D].
+
+    Raises:
+        UserError: The window is shorter than the longest sequence.
+    """
     if window is not None and window < layout.max_seqlen:
         raise UserError(
             f"sliding-window attention ({window} tokens) over longer sequences ({layout.max_seqlen}) needs CUDA and "

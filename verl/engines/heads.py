@@ -7,6 +7,8 @@ used. Only tensors come out: the hooks look for tensors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -33,7 +35,8 @@ class PackedModel(nn.Module):
 
     def __init__(self, model: nn.Module, kind: HeadKind, chunk_size: int) -> None:
         super().__init__()
-        self.model = model
+        # transformers' models answer more than nn.Module's type says.
+        self.model: Any = model
         self.kind = kind
         self.chunk_size = chunk_size
         self._check()

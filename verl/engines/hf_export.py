@@ -7,17 +7,17 @@ import json
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 MAX_SHARD_BYTES = 4 * 1024**3
 
 
 def write_hf_folder(
     folder: str,
-    model: nn.Module,
+    model: Any,
     weights: Iterator[tuple[str, torch.Tensor]],
     dtype: torch.dtype,
     is_writer: bool,
@@ -52,7 +52,8 @@ def write_hf_folder(
 
 def _write_weights(path: Path, weights: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int) -> None:
     shard_names: list[list[str]] = []
-    total_bytes, pending, pending_bytes = 0, {}, 0
+    pending: dict[str, torch.Tensor] = {}
+    total_bytes, pending_bytes = 0, 0
 
     def flush() -> None:
         save_file(pending, path / _part(len(shard_names)), metadata={"format": "pt"})
