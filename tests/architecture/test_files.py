@@ -19,7 +19,8 @@ HOSTS = tuple(
     ".".join(parts)
     for parts in (("pypi", "org"), ("pythonhosted", "org"), ("pytorch", "org/whl"), ("nvidia", "com/pypi"))
 )
-MACHINE_PATHS = re.compile(r"(?<![\w.~{}$*/-])/(?:work|root|home/\w+|Users/\w+|opt/(?:wheels|pypi))(?:/|\b)")
+# The images' own user is called verl.
+MACHINE_PATHS = re.compile(r"(?<![\w.~{}$*/-])/(?:work|root|home/(?!verl\b)\w+|Users/\w+|opt/(?:wheels|pypi))(?:/|\b)")
 
 
 def shell_files() -> list[Path]:
