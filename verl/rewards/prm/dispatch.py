@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from verl.rewards.prm.types import PRMInputError, ScoreRequest, ScoreSteps, StepLogits
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,8 @@ class Dispatcher:
             answer = await asyncio.wait_for(replica.score(request), self._settings.timeout_s)
             if len(answer.logits) != len(request.steps):
                 raise ValueError(f"{len(answer.logits)} scores for {len(request.steps)} reasoning steps")
+            if not np.isfinite(answer.logits).all():
+                raise ValueError("NaN or infinite logits")
         except PRMInputError:
             raise
         except Exception as err:

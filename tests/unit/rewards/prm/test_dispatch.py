@@ -155,6 +155,14 @@ def test_what_can_never_be_scored_is_not_tried_again():
     assert len(replica.seen) == 1
 
 
+def test_nan_is_a_failure_and_tried_again():
+    async def run():
+        return await dispatcher(Replica(float("nan")), Replica(2.0))(request())
+
+    answer = asyncio.run(run())
+    assert answer.flags == ("retried",) and answer.logits[0, 0] == 2.0
+
+
 def test_an_answer_of_the_wrong_length_is_a_failure():
     class Short(Replica):
         async def __call__(self, request):
