@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Makes the miniature from nothing: data, a tiny policy warmed up by supervised fine-tuning on demonstrations with wrong
+# steps, a tiny PRM trained on labelled steps. `bash recipe/miniature/make_assets.sh DIR`; a second call returns at once.
+set -euo pipefail
+
+assets=${1:?usage: make_assets.sh DIR}
+repo=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
+cd "$repo"
+wanted=$(cat recipe/miniature/*.py recipe/miniature/make_assets.sh | sha256sum | cut -d' ' -f1)
+if [[ $(cat "$assets/.made-from" 2>/dev/null) == "$wanted" ]]; then
+    echo "miniature: assets in $assets are up to date"
+    exit 0
+fi
+rm -rf "$assets"/{data,start,sft,prm_training,policy,prm} "$assets/.made-from"
+mkdir -p "$assets"
+
+echo "miniature: data and random models"
+python3 -m recipe.miniature.data --out "$assets/data" --seed 0
+python3 -m recipe.miniature.models --out "$assets/start" --seed 0
+
+echo "miniature: supervised fine-tuning of the policy"
+python3 -m verl.trainer.sft_trainer \
+    model.path="$assets/start/policy" \
+    data.train_files="$assets/data/sft.parquet" \
+    data.train_batch_size=64 \
+    data.max_length=128 \
+    optim.lr=2e-3 \
+    optim.lr_scheduler_type=cosine \
+    trainer.device=cpu \
+    trainer.total_training_steps=500 \
+    trainer.output_dir="$assets/sft"
+mv "$assets/sft/hf" "$assets/policy"
+
+echo "miniature: PRM on labelled steps"
+python3 -m verl.trainer.prm_trainer \
+    model.path="$assets/start/prm" \
+    data.train_files="$assets/data/prm.parquet" \
+    data.val_files="$assets/data/prm_test.parquet" \
+    data.train_batch_size=64 \
+    data.max_length=160 \
+    optim.lr=2e-3 \
+    optim.lr_scheduler_type=cosine \
+    trainer.device=cpu \
+    trainer.total_training_steps=1000 \
+    trainer.output_dir="$assets/prm_training"
+mv "$assets/prm_training/hf" "$assets/prm"
+echo "$wanted" >"$assets/.made-from"

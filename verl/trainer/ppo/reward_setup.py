@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the reward section of the configuration to a reward loop: verifier, manager, PRM replicas, their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from verl.config import PPOTrainerConfig
+from verl.rewards.loop import LoopSettings, RewardLoop, Verifier
+from verl.rewards.manager import ManagerSettings, OverlongBuffer, get_reward_manager_cls
+from verl.rewards.prm.dispatch import DispatchSettings, spread_over
+from verl.rewards.prm.spec import PRMSpec
+from verl.rewards.prm.steps import SplitRule
+from verl.rewards.prm.types import ScoreRequest, ScoreSteps, StepLogits
+
+
+class _RemoteScorer:
+    """A PRM server on Ray as a `ScoreSteps`."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    async def __call__(self, request: ScoreRequest) -> StepLogits:
+        """See `ScoreSteps`."""
+        answer: StepLogits = await self._server.score.remote(request)
+        return answer
+
+
+def prm_spec(config: PPOTrainerConfig, device: str) -> PRMSpec:
+    """How to run the PRM.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        The spec.
+    """
+    reward, process = config.reward_model, config.reward_model.process_reward
+    return PRMSpec(
+        path=reward.model.path,
+        adapter=process.adapter,
+        mode=process.mode,
+        separator=process.step_separator,
+        overlong=process.overlong,
+        max_length=reward.max_length,
+        # a PRM's tokenizer may need more tokens for the same text, and every reasoning step adds its step token
+        longest_input=2 * (config.data.max_prompt_length + config.data.max_response_length),
+        dtype=reward.dtype,
+        device=device,
+        tensor_parallel_size=reward.tensor_model_parallel_size,
+        gpu_memory_utilization=reward.gpu_memory_utilization,
+        kv_cache_bytes=int(reward.cpu_kvcache_gib * (1 << 30)) if device == "cpu" else None,
+        max_num_batched_tokens=reward.max_num_batched_tokens,
+        max_num_seqs=reward.max_num_seqs,
+        enforce_eager=reward.enforce_eager,
+        engine_kwargs=dict(reward.engine_kwargs),
+    )
+
+
+async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_servers: Sequence[Any]) -> RewardLoop:
+    """Wire the scorers.
+
+    Args:
+        config: The run's configuration.
+        verifier: Rule verifier.
+        prm_servers: Started PRM servers, empty without a PRM.
+
+    Returns:
+        The loop.
+    """
+    reward, process = config.reward_model, config.reward_model.process_reward
+    buffer = reward.overlong_buffer
+    overlong = OverlongBuffer(config.data.max_response_length, buffer.len, buffer.penalty_factor)
+    manager = get_reward_manager_cls(reward.reward_manager)(
+        ManagerSettings(
+            rule_range=process.rule_range,
+            is_custom=config.custom_reward_function.path is not None,
+            overlong=overlong if buffer.enable else None,
+        )
+    )
+    settings = LoopSettings(
+        split=SplitRule(process.step_separator, process.min_step_chars, process.max_step_chars),
+        mode=process.mode,
+        score_space=process.score_space,
+        on_error=process.on_error,
+    )
+    return RewardLoop(verifier, manager, _score_steps(config, prm_servers), settings)
+
+
+def _score_steps(config: PPOTrainerConfig, prm_servers: Sequence[Any]) -> ScoreSteps | None:
+    if not prm_servers:
+        return None
+    settings = DispatchSettings(
+        max_in_flight=config.reward_model.max_num_seqs,
+        timeout_s=config.reward_model.timeout_s,
+        max_attempts=config.reward_model.max_retries + 1,
+        is_dead=lambda error: isinstance(error, RayActorError),
+    )
+    return spread_over([_RemoteScorer(server) for server in prm_servers], settings)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that runs beside the driver: policy ranks, rollout servers, PRM replicas, verifier processes.
+
+Started once, in the order in which they depend on each other; whatever did start is closed when a later one fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from verl.config import PPOTrainerConfig
+from verl.config.batch_plan import BatchPlan
+from verl.rewards.loader import resolve_function
+from verl.rewards.loop import RewardLoop
+from verl.rewards.rule_pool import RuleVerifierPool
+from verl.rollout.base import RolloutSpec
+from verl.single_controller import RayWorkerGroup, ResourcePool, WorkerSpec
+from verl.trainer.ppo.placement import ResourcePoolManager, Role, ServerSlot, actor_environment, server_slots
+from verl.trainer.ppo.reward_setup import build_reward_loop, prm_spec
+from verl.trainer.ppo.rollout_stream import RolloutStream
+from verl.utils.async_loop import BackgroundLoop
+from verl.utils.tokenizer import load_tokenizer
+from verl.workers.actor_rollout_ref import ActorRolloutRefWorker
+from verl.workers.process_reward import ProcessRewardServer
+from verl.workers.rollout_server import RolloutServer
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONCURRENT_GROUPS = 4096
+_CLOSE_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The running parts, for the trainer.
+
+    Args:
+        actor: The policy ranks.
+        servers: Rollout server handles.
+        prm_servers: PRM server handles, empty without a PRM.
+        stream: Spreads groups over the rollout servers.
+        verifier: Rule verifier processes.
+        reward_loop: Scores responses as they arrive.
+        loop: Event loop on which stream and reward loop live.
+        total_training_steps: Of the run.
+        pad_token_id: The policy tokenizer's.
+        num_devices: Devices of all pools.
+        sleeps: Whether rollout servers hand their memory back between rollouts.
+    """
+
+    actor: Any
+    servers: Sequence[Any]
+    prm_servers: Sequence[Any]
+    stream: RolloutStream
+    verifier: RuleVerifierPool
+    reward_loop: RewardLoop
+    loop: BackgroundLoop
+    total_training_steps: int
+    pad_token_id: int
+    num_devices: int
+    sleeps: bool
+
+    def sleep_servers(self) -> None:
+        """Let the rollout servers hand their device memory back; nothing happens where they keep it."""
+        if self.sleeps:
+            ray.get([server.sleep.remote() for server in self.servers])
+
+    def wake_servers(self) -> None:
+        """Let the rollout servers take their device memory again."""
+        if self.sleeps:
+            ray.get([server.wake.remote() for server in self.servers])
+
+
+def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: int, stack: ExitStack) -> Runtime:
+    """Start everything.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+        total_training_steps: Of the run.
+        stack: Gets the closing of every part as soon as it runs.
+
+    Returns:
+        The running parts.
+
+    Raises:
+        UserError: The cluster is too small, or a model cannot be loaded.
+        RuntimeError: A part did not start in time.
+    """
+    pools = ResourcePoolManager(config, device)
+    pools.acquire()
+    stack.callback(pools.release)
+    # on the CPU ranks and engines load side by side; on a GPU an engine measures what memory the ranks leave
+    prm_servers, prm_started = _start_prm_servers(config, pools, stack)
+    actor = _start_actor(config, pools, stack)
+    starts_early = device == "cpu"
+    if not starts_early:
+        _init_actor(actor, config, total_training_steps)
+    servers_by_node, started = _start_rollout_servers(config, pools, actor, stack)
+    if starts_early:
+        _init_actor(actor, config, total_training_steps)
+    _wait(started, "rollout servers", config.actor_rollout_ref.rollout.start_timeout_s)
+    _wait(prm_started, "PRM servers", config.reward_model.start_timeout_s)
+    actor.init_weight_sync(sync_backend(config, device), servers_by_node)
+    loop = BackgroundLoop("verl-stream")
+    stack.callback(loop.close)
+    verifier = loop.run(_start_verifier(config), timeout_s=300)
+    stack.callback(verifier.close)
+    servers = [server for node in servers_by_node for server in node]
+    return Runtime(
+        actor=actor,
+        servers=servers,
+        prm_servers=prm_servers,
+        stream=RolloutStream(servers, config.actor_rollout_ref.rollout.timeout_s),
+        verifier=verifier,
+        reward_loop=loop.run(build_reward_loop(config, verifier, prm_servers), timeout_s=600),
+        loop=loop,
+        total_training_steps=total_training_steps,
+        pad_token_id=_pad_token_id(config),
+        num_devices=pools.num_devices(),
+        sleeps=_sleeps(config, device),
+    )
+
+
+def rollout_spec(config: PPOTrainerConfig, device: str) -> RolloutSpec:
+    """Settings of a rollout engine.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        The spec.
+    """
+    rollout, data = config.actor_rollout_ref.rollout, config.data
+    return RolloutSpec(
+        model_path=config.actor_rollout_ref.model.path,
+        dtype=rollout.dtype,
+        max_model_len=rollout.max_model_len or data.max_prompt_length + data.max_response_length,
+        max_num_seqs=rollout.max_num_seqs,
+        max_num_batched_tokens=rollout.max_num_batched_tokens,
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        kv_cache_bytes=int(rollout.cpu_kvcache_gib * (1 << 30)) if device == "cpu" else None,
+        enforce_eager=rollout.enforce_eager,
+        enable_chunked_prefill=rollout.enable_chunked_prefill,
+        enable_prefix_caching=rollout.enable_prefix_caching,
+        enable_sleep_mode=_sleeps(config, device),
+        weight_sync=sync_backend(config, device),
+        seed=config.trainer.seed,
+        trust_remote_code=config.actor_rollout_ref.model.trust_remote_code,
+        device=device,
+        engine_kwargs=dict(rollout.engine_kwargs),
+    )
+
+
+def sync_backend(config: PPOTrainerConfig, device: str) -> str:
+    """Weight sync backend in force.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        `shared_memory` or `ipc`.
+    """
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.weight_sync_backend != "auto":
+        return rollout.weight_sync_backend
+    return "ipc" if device == "cuda" and rollout.name == "vllm" else "shared_memory"
+
+
+def _sleeps(config: PPOTrainerConfig, device: str) -> bool:
+    return device == "cuda" and config.actor_rollout_ref.rollout.free_cache_engine
+
+
+def _start_actor(config: PPOTrainerConfig, pools: ResourcePoolManager, stack: ExitStack) -> Any:
+    spec = WorkerSpec(
+        ActorRolloutRefWorker,
+        {"config": config, "device": pools.device},
+        env_vars=actor_environment(pools.device),
+        name="policy",
+    )
+    group = RayWorkerGroup(
+        pools.pool_of(Role.ACTOR_ROLLOUT_REF), spec, float(config.trainer.ray_wait_register_center_timeout)
+    )
+    stack.callback(group.shutdown)
+    return group
+
+
+def _init_actor(actor: Any, config: PPOTrainerConfig, total_training_steps: int) -> None:
+    plan = BatchPlan.from_config(config)
+    actor.init_model(total_training_steps * plan.optimizer_steps_per_training_step)
+
+
+def _start_rollout_servers(
+    config: PPOTrainerConfig, pools: ResourcePoolManager, actor: Any, stack: ExitStack
+) -> tuple[list[list[Any]], list[Any]]:
+    """Servers by node of the policy pool, and references that end when each has loaded its model."""
+    pool, rollout = pools.pool_of(Role.ROLLOUT_SERVER), config.actor_rollout_ref.rollout
+    visible = [devices for _, devices in actor.node_devices()]
+    model = config.actor_rollout_ref.model
+    arguments = (rollout.name, rollout_spec(config, pools.device), model.tokenizer_path or model.path)
+    by_node: list[list[Any]] = [[] for _ in range(pool.num_nodes)]
+    for slot in server_slots(pool, rollout.tensor_model_parallel_size):
+        ranks = [slot.node_index * pool.devices_per_node + device for device in slot.devices]
+        devices = ",".join(visible[rank] for rank in ranks)
+        server = _server(RolloutServer, pool, slot, devices).remote(*arguments)
+        by_node[slot.node_index].append(server)
+    servers = [server for node in by_node for server in node]
+    stack.callback(_close_servers, servers)
+    return by_node, [server.start.remote() for server in servers]
+
+
+def _start_prm_servers(
+    config: PPOTrainerConfig, pools: ResourcePoolManager, stack: ExitStack
+) -> tuple[list[Any], list[Any]]:
+    """PRM replicas on their pool, and references that end when each has loaded the PRM."""
+    if not config.reward_model.enable:
+        return [], []
+    pool = pools.pool_of(Role.PROCESS_REWARD)
+    spec, backend = prm_spec(config, pools.device), config.reward_model.process_reward.backend
+    slots = server_slots(pool, config.reward_model.tensor_model_parallel_size)
+    if not config.reward_model.enable_resource_pool:
+        slots = slots[:1]  # beside the policy one replica is enough: it shares those devices
+    num_gpus = config.reward_model.tensor_model_parallel_size if config.reward_model.enable_resource_pool else 0
+    servers = [_server(ProcessRewardServer, pool, slot, "", num_gpus).remote(backend, spec) for slot in slots]
+    stack.callback(_close_servers, servers)
+    return servers, [server.start.remote() for server in servers]
+
+
+def _server(server_class: type, pool: ResourcePool, slot: ServerSlot, devices: str, num_gpus: int = 0) -> Any:
+    """A Ray actor class with its place: on devices of its own (`num_gpus`), or on those named by `devices`."""
+    environment = actor_environment(pool.device)
+    if pool.device == "cuda" and devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    return ray.remote(server_class).options(
+        num_cpus=0,
+        num_gpus=num_gpus if pool.device == "cuda" else 0,
+        scheduling_strategy=pool.scheduling(slot.node_index),
+        runtime_env={"env_vars": environment},
+        max_concurrency=_MAX_CONCURRENT_GROUPS,
+    )
+
+
+def _wait(started: list[Any], what: str, timeout_s: float) -> None:
+    try:
+        ray.get(started, timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise RuntimeError(f"{what}: {len(started)} of them did not all start in {timeout_s:.0f} s") from error
+
+
+def _close_servers(servers: list[Any]) -> None:
+    """Ask the engines to end their own processes, then end the actors whatever they answered."""
+    ray.wait([server.close.remote() for server in servers], num_returns=len(servers), timeout=_CLOSE_TIMEOUT_S)
+    for server in servers:
+        ray.kill(server)
+
+
+async def _start_verifier(config: PPOTrainerConfig) -> RuleVerifierPool:
+    custom, reward = config.custom_reward_function, config.reward_model
+    function = resolve_function(custom.path, custom.name, custom.reward_kwargs)
+    pool = RuleVerifierPool(reward.num_verifier_workers, reward.verifier_timeout_s, function)
+    await pool.start()
+    return pool
+
+
+def _pad_token_id(config: PPOTrainerConfig) -> int:
+    model = config.actor_rollout_ref.model
+    tokenizer = load_tokenizer(model.tokenizer_path or model.path, model.trust_remote_code)
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
