@@ -20,6 +20,7 @@ from verl.engines.packing import PackedSequences
 from verl.utils.errors import UserError
 
 HeadKind = Literal["log_probs", "classification"]
+SCHEDULES = ("constant", "linear", "cosine")
 CAUSAL_LM = "transformers:AutoModelForCausalLM"
 
 
@@ -48,6 +49,13 @@ class OptimizerSpec:
     warmup_steps: int = 0
     total_steps: int = 0
     min_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown schedule."""
+        if self.schedule not in SCHEDULES:
+            raise UserError.for_key(
+                "optim.lr_scheduler_type", self.schedule, f"allowed are {', '.join(SCHEDULES)}", "Choose one of them"
+            )
 
 
 @dataclass(frozen=True)

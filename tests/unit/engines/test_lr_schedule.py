@@ -31,7 +31,8 @@ def test_constant_needs_no_length() -> None:
     assert lr_at(1000, OptimizerSpec(lr=2.0)) == 2.0
 
 
-@pytest.mark.parametrize("spec", [OptimizerSpec(schedule="exponential"), OptimizerSpec(schedule="linear")])
-def test_wrong_schedules_name_the_key(spec: OptimizerSpec) -> None:
-    with pytest.raises(UserError, match="optim.lr_"):
-        lr_at(3, spec)
+def test_wrong_schedules_name_the_key() -> None:
+    with pytest.raises(UserError, match="optim.lr_scheduler_type='exponential'"):
+        OptimizerSpec(schedule="exponential")
+    with pytest.raises(UserError, match="optim.lr_warmup_steps"):
+        lr_at(3, OptimizerSpec(schedule="linear"))

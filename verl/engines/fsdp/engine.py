@@ -31,6 +31,9 @@ class FSDPEngine:
         spec: The same on every rank. The process group is started if it is not (RANK, WORLD_SIZE, MASTER_ADDR,
             MASTER_PORT), and LOCAL_RANK picks the GPU.
 
+    Attributes:
+        module: The sharded `PackedModel`.
+
     Example:
         >>> engine = FSDPEngine(EngineSpec("Qwen/Qwen2.5-7B-Instruct", OptimizerSpec()))  # doctest: +SKIP
     """
@@ -40,12 +43,12 @@ class FSDPEngine:
         self.device = resolve_device(spec.device, int(os.environ.get("LOCAL_RANK", "0")))
         ensure_process_group(self.device)
         self.dp_rank, self.dp_size = dist.get_rank(), dist.get_world_size()
-        self._module = build_sharded(spec, self.device, make_mesh(self.device, spec.sharding.shard_size))
+        self.module = build_sharded(spec, self.device, make_mesh(self.device, spec.sharding.shard_size))
         self._optimizer = self._make_optimizer(spec.optimizer) if spec.optimizer is not None else None
         self._num_steps = 0
 
     def _make_optimizer(self, spec: OptimizerSpec) -> torch.optim.Optimizer:
-        parameters = [p for p in self._module.parameters() if p.requires_grad]
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
         return torch.optim.AdamW(
             parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True
         )
@@ -61,10 +64,10 @@ class FSDPEngine:
         Returns:
             One answer per micro-batch, on the engine's device.
         """
-        self._module.eval()
-        results = [self._module.outputs(micro_batch.to(self.device), head) for micro_batch in micro_batches]
+        self.module.eval()
+        results = [self.module.outputs(micro_batch.to(self.device), head) for micro_batch in micro_batches]
         # The root unit stays gathered after a forward pass, waiting for a backward pass that does not come here.
-        root_of(self._module).reshard()
+        root_of(self.module).reshard()
         return results
 
     def forward_backward(
@@ -80,11 +83,11 @@ class FSDPEngine:
         Returns:
             Metric shares per micro-batch, detached.
         """
-        self._module.train()
+        self.module.train()
         shares = []
         for micro_batch in micro_batches:
             on_device = micro_batch.to(self.device)
-            loss, metrics = loss_fn(on_device, self._module.outputs(on_device, head))
+            loss, metrics = loss_fn(on_device, self.module.outputs(on_device, head))
             # FSDP averages gradients over ranks; the shares are meant to be summed.
             (loss * self.dp_size).backward()
             shares.append({name: value.detach() for name, value in metrics.items()})
@@ -97,13 +100,13 @@ class FSDPEngine:
             Norm before clipping, rate, and whether the step was skipped because the gradient was not finite.
         """
         spec, optimizer = self._trained()
-        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
         lr = lr_at(self._num_steps, spec)
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
-            torch.nn.utils.clip_grads_with_norm_(self._module.parameters(), spec.clip_grad, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), spec.clip_grad, norm)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
@@ -139,7 +142,7 @@ class FSDPEngine:
         Yields:
             HF name, tensor; tied weights once, under the input embedding.
         """
-        yield from named_full_weights(self._module, dtype)
+        yield from named_full_weights(self.module, dtype)
 
     def offload(self, weights: bool = True, optimizer: bool = True) -> None:
         """Move shards to host memory; nothing to do on the CPU or under the CPU-offload policy.
@@ -164,8 +167,8 @@ class FSDPEngine:
         if self.device.type == "cpu" or self.spec.sharding.cpu_offload:
             return
         if weights:
-            root_of(self._module).reshard()
-            self._module.to(target)
+            root_of(self.module).reshard()
+            self.module.to(target)
         if optimizer and self._optimizer is not None:
             for state in self._optimizer.state.values():
                 state.update({k: v.to(target) for k, v in state.items() if isinstance(v, torch.Tensor)})
@@ -176,7 +179,7 @@ class FSDPEngine:
         Args:
             folder: Where to.
         """
-        save_checkpoint(folder, self._module, self._optimizer, self._num_steps)
+        save_checkpoint(folder, self.module, self._optimizer, self._num_steps)
 
     def load(self, folder: str) -> None:
         """Read a sharded checkpoint, written on any number of ranks.
@@ -184,7 +187,7 @@ class FSDPEngine:
         Args:
             folder: Where from.
         """
-        self._num_steps = load_checkpoint(folder, self._module, self._optimizer)
+        self._num_steps = load_checkpoint(folder, self.module, self._optimizer)
 
     def export_hf(self, folder: str, dtype: torch.dtype | None = None) -> None:
         """Write config and whole weights in HF format; rank 0 writes.
@@ -194,5 +197,5 @@ class FSDPEngine:
             dtype: Dtype of the file; None for the compute dtype.
         """
         dtype = dtype or getattr(torch, self.spec.precision.compute)
-        write_hf_folder(folder, self._module.model, self.named_weights(dtype), dtype, is_writer=self.dp_rank == 0)
+        write_hf_folder(folder, self.module.model, self.named_weights(dtype), dtype, is_writer=self.dp_rank == 0)
         dist.barrier()

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update's loop; its numbers stand against a plain loop in `fsdp/test_engine.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.engine_cases import CASES, engine_spec, one_rank_group, training_batch, update_spec
+from tests.helpers.tiny_models import save_tiny_model
+from verl.engines.fsdp.engine import FSDPEngine
+from verl.engines.policy_update import PolicyUpdateSpec, mini_batch_rows, update_policy
+from verl.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[FSDPEngine]:
+    with one_rank_group():
+        yield FSDPEngine(engine_spec(str(folder), CASES["plain"]))
+
+
+@pytest.fixture
+def spec() -> PolicyUpdateSpec:
+    return update_spec(CASES["plain"], 8)
+
+
+def test_mini_batches_hold_every_row_once_per_epoch_in_a_repeatable_order() -> None:
+    assert list(mini_batch_rows(5, 2, None, 0)) == [[0, 1], [2, 3], [4]]
+    first, second = (list(mini_batch_rows(20, 4, 7, epoch)) for epoch in (0, 1))
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(20))
+    assert first != second
+    assert first == list(mini_batch_rows(20, 4, 7, 0))
+
+
+def test_each_mini_batch_of_each_epoch_is_one_optimizer_step(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
+    metrics = update_policy(engine, training_batch(0), replace(spec, mini_batch_size=3, epochs=2, shuffle_seed=1))
+    assert metrics["actor/optimizer_steps"] == 6.0
+    assert metrics["actor/num_tokens"] == 2.0 * float(training_batch(0).sequences.lengths().sum())
+
+
+def test_a_mini_batch_without_any_token_makes_no_step(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
+    batch = training_batch(0)
+    before = {name: weight.clone() for name, weight in engine.named_weights()}
+    empty = replace(batch, response_mask=torch.zeros_like(batch.response_mask))
+    metrics = update_policy(engine, empty, spec)
+    assert metrics["actor/empty_mini_batches"] == 1.0
+    assert metrics["actor/optimizer_steps"] == 0.0
+    assert all(before[name].equal(weight) for name, weight in engine.named_weights())
+
+
+def test_masked_out_sequences_count_nowhere(folder: Path, spec: PolicyUpdateSpec) -> None:
+    batch = training_batch(0)
+    kept = [0, 2, 3, 5, 7]
+    masked = batch.response_mask.clone()
+    masked[[1, 4, 6]] = 0
+    results = []
+    with one_rank_group():
+        for share in (
+            replace(batch, response_mask=masked),
+            replace(batch, **{name: column[kept] for name, column in vars(batch).items()}),
+        ):
+            engine = FSDPEngine(engine_spec(str(folder), CASES["plain"]))
+            metrics = update_policy(engine, share, spec)
+            results.append([metrics[f"actor/{name}"] for name in ("loss", "grad_norm", "kl_loss", "pg_clipfrac")])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_on_policy_loss_terms_have_their_known_values(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
+    """With equal old, reference and present log-probs: ratio 1, no KL, nothing clipped, loss = -mean advantage."""
+    batch = training_batch(0)
+    clean = replace(
+        batch,
+        old_log_probs=_present(batch),
+        ref_log_prob=_present(batch),
+        advantages=torch.full_like(batch.advantages, 0.5),
+    )
+    metrics = update_policy(engine, clean, replace(spec, entropy_coeff=0.0))
+    assert metrics["actor/pg_loss"] == pytest.approx(-0.5, abs=1e-5)
+    assert metrics["actor/kl_loss"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["actor/pg_ppo_kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["actor/pg_clipfrac"] == 0.0
+    assert "actor/entropy" not in metrics
+
+
+def _present(batch: object) -> torch.Tensor:
+    # The helper draws old log-probs around the model's own with a known noise; without noise they are the model's.
+    from_noise = torch.Generator().manual_seed(100)
+    return batch.old_log_probs - 0.2 * torch.randn(batch.old_log_probs.shape, generator=from_noise)
+
+
+def test_a_budget_below_the_longest_sequence_is_a_user_error(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
+    with pytest.raises(UserError, match="ppo_max_token_len_per_gpu=12"):
+        update_policy(engine, training_batch(0), replace(spec, micro=replace(spec.micro, max_tokens=12)))
+
+
+def test_the_kl_loss_needs_its_column(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
+    with pytest.raises(ValueError, match="ref_log_prob"):
+        update_policy(engine, replace(training_batch(0), ref_log_prob=None), spec)
