@@ -243,4 +243,5 @@ class ActorRolloutRefWorker(Worker):
             self._actor.offload(weights=actor.param_offload, optimizer=actor.optimizer_offload)
         if self._ref is not None and ref.param_offload:
             self._ref.offload(optimizer=False)
-        release_memory(self._actor.device)
+        if self._actor.device.type == "cuda":  # rollout servers share the GPU; collecting garbage on a CPU only costs
+            release_memory(self._actor.device)

@@ -12,7 +12,7 @@ from verl.config import PPOTrainerConfig
 from verl.rewards.loop import LoopSettings, RewardLoop, Verifier
 from verl.rewards.manager import ManagerSettings, OverlongBuffer, get_reward_manager_cls
 from verl.rewards.prm.dispatch import DispatchSettings, spread_over
-from verl.rewards.prm.spec import PRMSpec
+from verl.rewards.prm.spec import PRMSpec, load_adapter
 from verl.rewards.prm.steps import SplitRule
 from verl.rewards.prm.types import ScoreRequest, ScoreSteps, StepLogits
 
@@ -73,13 +73,11 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
         The loop.
     """
     reward, process = config.reward_model, config.reward_model.process_reward
-    buffer = reward.overlong_buffer
-    overlong = OverlongBuffer(config.data.max_response_length, buffer.len, buffer.penalty_factor)
     manager = get_reward_manager_cls(reward.reward_manager)(
         ManagerSettings(
             rule_range=process.rule_range,
             is_custom=config.custom_reward_function.path is not None,
-            overlong=overlong if buffer.enable else None,
+            overlong=_overlong_buffer(config),
         )
     )
     settings = LoopSettings(
@@ -89,6 +87,13 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
         on_error=process.on_error,
     )
     return RewardLoop(verifier, manager, _score_steps(config, prm_servers), settings)
+
+
+def _overlong_buffer(config: PPOTrainerConfig) -> OverlongBuffer | None:
+    buffer = config.reward_model.overlong_buffer
+    if not buffer.enable:
+        return None
+    return OverlongBuffer(config.data.max_response_length, buffer.len, buffer.penalty_factor)
 
 
 def _score_steps(config: PPOTrainerConfig, prm_servers: Sequence[Any]) -> ScoreSteps | None:
@@ -101,3 +106,16 @@ def _score_steps(config: PPOTrainerConfig, prm_servers: Sequence[Any]) -> ScoreS
         is_dead=lambda error: isinstance(error, RayActorError),
     )
     return spread_over([_RemoteScorer(server) for server in prm_servers], settings)
+
+
+def check_reward_model(config: PPOTrainerConfig) -> None:
+    """Look at the PRM's files before Ray starts; does nothing without a PRM.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        UserError: The folder or hub name holds no PRM that can be used.
+    """
+    if config.reward_model.enable:
+        load_adapter(prm_spec(config, "cpu"))
