@@ -43,7 +43,7 @@ class DataProto:
         (2, ['a', 'a', 'b', 'b'])
     """
 
-    batch: TensorDict | None = None
+    batch: Any = None  # TensorDict | None; a stage that reads a column has had `require` check that it is there
     non_tensor_batch: dict[str, np.ndarray] = field(default_factory=dict)
     meta_info: dict[str, Any] = field(default_factory=dict)
 

@@ -120,7 +120,7 @@ def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
     for index, name in enumerate(manifest.names):
         dtype = getattr(torch, manifest.dtypes[index])
         num_bytes = int(np.prod(manifest.shapes[index], dtype=np.int64)) * dtype.itemsize
-        raw = mapped[manifest.offsets[index] : manifest.offsets[index] + num_bytes]
+        raw: Any = mapped[manifest.offsets[index] : manifest.offsets[index] + num_bytes]
         if manifest.digests and xxhash.xxh3_64_hexdigest(raw) != manifest.digests[index]:
             raise WeightDigestError(
                 f"weight sync: the bytes of {name!r} in {manifest.path} are not those that were sent"
@@ -130,4 +130,5 @@ def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _as_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from verl.algorithms.policy_losses import ClipSettings
 from verl.config import PPOTrainerConfig
 from verl.config.batch_plan import BatchPlan, MicroBatchLimit, actor_limit, log_prob_limit
@@ -176,7 +178,7 @@ def _micro_batches(config: PPOTrainerConfig, limit: MicroBatchLimit, key: str) -
     )
 
 
-def _model_arguments(model: ModelConfig) -> dict[str, object]:
+def _model_arguments(model: ModelConfig) -> dict[str, Any]:
     return {
         "model_path": model.path,
         "trust_remote_code": model.trust_remote_code,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -49,8 +51,7 @@ def compute_advantage(batch: DataProto, config: AlgorithmConfig, beta: float) ->
         The columns `advantages` and `returns`, [S, R] float32.
     """
     wanted = set(adv_estimator_columns(config.adv_estimator))
-    also = [name for name in ("step_scores", "step_ends", "rule_scores", "is_correct") if name in wanted]
-    require(batch, Stage.ADVANTAGE, also=also)
+    require(batch, Stage.ADVANTAGE, also=_columns_read(wanted))
     inputs = AdvantageInputs(
         token_level_rewards=batch.batch["token_level_rewards"],
         response_mask=batch.batch["response_mask"],
@@ -77,10 +78,19 @@ def compute_response_mask(responses: torch.Tensor, response_lengths: torch.Tenso
     return (columns[None, :] < response_lengths[:, None]).long()
 
 
-def _optional_columns(batch: DataProto, wanted: set[str]) -> dict[str, torch.Tensor]:
-    columns: dict[str, torch.Tensor] = {}
+def _columns_read(wanted: set[str]) -> list[str]:
+    """Columns of the batch from which the estimator's optional inputs are made."""
+    steps = ["step_scores", "step_ends", "prm_status"] if wanted & _STEP_COLUMNS else []
+    rule = ["rule_scores", "overlong_penalty"] if "rule_scores" in wanted else []
+    return [*steps, *rule, *(["is_correct"] if "is_correct" in wanted else [])]
+
+
+def _optional_columns(batch: DataProto, wanted: set[str]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
     if wanted & _STEP_COLUMNS:
-        scores, ends, mask = pad_steps(batch.non_tensor_batch["step_scores"], batch.non_tensor_batch["step_ends"])
+        scores, ends, mask = pad_steps(
+            list(batch.non_tensor_batch["step_scores"]), list(batch.non_tensor_batch["step_ends"])
+        )
         columns |= {"step_scores": scores, "step_ends": ends, "step_mask": mask}
         status = batch.non_tensor_batch["prm_status"]
         columns["is_scored"] = torch.from_numpy(np.isin(status.astype(str), ("scored", "retried")))

@@ -77,7 +77,7 @@ class CheckpointFolders:
         marker = self._root / f"{_LATEST}.tmp"
         marker.write_text(str(step))
         os.replace(marker, self._root / _LATEST)
-        self._forget_old()
+        self._forget_old(step)
         return final
 
     def to_resume(self) -> Path | None:
@@ -108,10 +108,12 @@ class CheckpointFolders:
         matches = (_FOLDER.fullmatch(path.name) for path in self._root.glob("global_step_*"))
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def _forget_old(self) -> None:
+    def _forget_old(self, just_written: int) -> None:
         if self._keep is None:
             return
-        for step in self._complete()[: -self._keep]:
+        # a run that went back to an earlier checkpoint finds later ones here: its own new one must not fall to them
+        others = [step for step in self._complete() if step != just_written]
+        for step in others[: max(0, len(others) + 1 - self._keep)]:
             shutil.rmtree(self._root / f"global_step_{step}")
             logger.info("removed old checkpoint global_step_%d (trainer.max_actor_ckpt_to_keep)", step)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,8 @@ def group_requests(prompts: DataProto, num_responses: int, sampling: SamplingSet
     requests = []
     for place, uid in enumerate(prompts.non_tensor_batch["uid"]):
         seed = None if sampling.seed is None else sampling.seed + place * num_responses
-        settings = SamplingSettings(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_new_tokens=sampling.max_new_tokens,
-            seed=seed,
-            ignore_eos=sampling.ignore_eos,
-        )
         ids = prompts.batch["prompts"][place][masks[place]].tolist()
+        settings = replace(sampling, seed=seed)
         requests.append(
             GroupRequest(uid=str(uid), prompt_token_ids=ids, num_responses=num_responses, sampling=settings)
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,14 @@ from ray.exceptions import RayActorError
 from verl.config import PPOTrainerConfig
 from verl.rewards.loop import LoopSettings, RewardLoop, Verifier
 from verl.rewards.manager import ManagerSettings, OverlongBuffer, get_reward_manager_cls
+from verl.rewards.prm.checks import check_prm
 from verl.rewards.prm.dispatch import DispatchSettings, spread_over
-from verl.rewards.prm.spec import PRMSpec, load_adapter
+from verl.rewards.prm.selftest import self_test
+from verl.rewards.prm.spec import PRMSpec
 from verl.rewards.prm.steps import SplitRule
 from verl.rewards.prm.types import ScoreRequest, ScoreSteps, StepLogits
+
+logger = logging.getLogger(__name__)
 
 
 class _RemoteScorer:
@@ -71,6 +76,9 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
 
     Returns:
         The loop.
+
+    Raises:
+        PRMSelfTestError: The loaded PRM does not prefer right reasoning steps to wrong ones.
     """
     reward, process = config.reward_model, config.reward_model.process_reward
     manager = get_reward_manager_cls(reward.reward_manager)(
@@ -86,7 +94,11 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
         score_space=process.score_space,
         on_error=process.on_error,
     )
-    return RewardLoop(verifier, manager, _score_steps(config, prm_servers), settings)
+    score_steps = _score_steps(config, prm_servers)
+    if score_steps is not None:
+        margin = await self_test(score_steps, reward.model.path)
+        logger.info("PRM self-test passed: right steps score %.3f above wrong ones", margin)
+    return RewardLoop(verifier, manager, score_steps, settings)
 
 
 def _overlong_buffer(config: PPOTrainerConfig) -> OverlongBuffer | None:
@@ -117,5 +129,8 @@ def check_reward_model(config: PPOTrainerConfig) -> None:
     Raises:
         UserError: The folder or hub name holds no PRM that can be used.
     """
-    if config.reward_model.enable:
-        load_adapter(prm_spec(config, "cpu"))
+    if not config.reward_model.enable:
+        return
+    facts = check_prm(prm_spec(config, "cpu"), config.data.max_prompt_length, config.data.max_response_length)
+    for notice in facts.notices:
+        logger.warning("%s", notice)

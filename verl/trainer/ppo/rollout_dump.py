@@ -51,7 +51,7 @@ def _row(step: int, batch: DataProto, row: int, record: ScoredResponse) -> dict[
         "is_correct": record.verdict.is_correct,
         "rule_status": record.verdict.status,
         "rule_detail": record.verdict.detail,
-        "rule_score": record.rule_score,
+        "rule_score": _number(record.rule_score),
         "overlong_penalty": record.overlong_penalty,
         "prm_status": record.prm_status,
         "traj_score": _number(record.traj_score),
@@ -65,15 +65,20 @@ def _row(step: int, batch: DataProto, row: int, record: ScoredResponse) -> dict[
 
 
 def _steps(text: str, advantages: torch.Tensor, scores: torch.Tensor, record: ScoredResponse) -> list[dict[str, Any]]:
+    """The reasoning steps; where the PRM gave no scores (`prm_status` failed) there is their text alone."""
+    texts = [text[start:end] for start, end in record.step_spans]
+    if not len(record.step_ends):
+        nothing = dict.fromkeys(("score", "end_token", "reward", "advantage"))
+        return [{"text": piece, **nothing} for piece in texts]
     return [
         {
-            "text": text[start:end],
-            "score": _number(record.step_scores[k]) if k < len(record.step_scores) else None,
+            "text": piece,
+            "score": _number(score),
             "end_token": int(token),
             "reward": float(scores[token]),
             "advantage": float(advantages[token]),
         }
-        for k, ((start, end), token) in enumerate(zip(record.step_spans, record.step_ends, strict=True))
+        for piece, score, token in zip(texts, record.step_scores, record.step_ends, strict=True)
     ]
 
 
