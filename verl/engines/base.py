@@ -108,6 +108,7 @@ class EngineSpec:
         sharding: Spread over ranks.
         gradient_checkpointing: Recompute each layer's activations in the backward pass.
         head_chunk_size: Tokens whose logits exist at the same time.
+        path_key: The configuration key of `model_path`, for messages.
     """
 
     model_path: str
@@ -123,6 +124,7 @@ class EngineSpec:
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
     gradient_checkpointing: bool = True
     head_chunk_size: int = 1024
+    path_key: str = "actor_rollout_ref.model.path"
 
 
 @dataclass(frozen=True)

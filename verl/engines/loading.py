@@ -14,8 +14,6 @@ from verl.engines.attention import IMPLEMENTATION
 from verl.engines.base import EngineSpec, load_object
 from verl.utils.errors import UserError
 
-PATH_KEY = "actor_rollout_ref.model.path"
-
 
 def load_model(spec: EngineSpec) -> nn.Module:
     """Load a model and its weights onto the CPU, in the dtype of the files.
@@ -42,7 +40,7 @@ def load_model(spec: EngineSpec) -> nn.Module:
     lacking = sorted(name for name in missing if not name.startswith(spec.fresh_weights))
     if lacking:
         raise UserError.for_key(
-            PATH_KEY,
+            spec.path_key,
             spec.model_path,
             f"lacks {len(lacking)} weights of the model, among them {', '.join(lacking[:3])}",
             "Check that the folder is complete and that config.json belongs to its weights",
@@ -85,7 +83,7 @@ def read_config(spec: EngineSpec) -> Any:
     is_hub_id = not folder.exists() and spec.model_path.count("/") == 1 and spec.model_path[0] not in "./~"
     if not is_hub_id and not (folder / "config.json").is_file():
         raise UserError.for_key(
-            PATH_KEY,
+            spec.path_key,
             spec.model_path,
             "must be a folder that holds config.json and weights in HF format, or a hub id (org/name)",
             "Check the path",
@@ -106,7 +104,7 @@ def _class_and_config(spec: EngineSpec) -> tuple[Any, Any]:
     known = getattr(model_class, "_model_mapping", None)
     if known is not None and type(config) not in known:
         raise UserError.for_key(
-            PATH_KEY,
+            spec.path_key,
             spec.model_path,
             f"holds a {config.model_type!r} model, which {model_class.__name__} does not know",
             "Name a causal language model such as Qwen2, Qwen3 or Llama",

@@ -10,39 +10,17 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
-from rich.console import Console
-
-from verl.config import PRMTrainerConfig, SFTTrainerConfig
-from verl.config.hydra import LoadedConfig
 from verl.config.sft import SupervisedTrainerConfig
+from verl.engines.supervised_update import NUM_TARGETS
 from verl.protocol import DataProto
-from verl.single_controller import RayWorkerGroup, ResourcePool, WorkerSpec
-from verl.trainer.ppo.placement import actor_environment, connect_ray
-from verl.utils.console import ConsoleDisplay, DisplayColumn
-from verl.utils.device import resolve_device
 from verl.utils.timing import StageTimer
-from verl.utils.tracking import MetricWriter, RunInfo, Tracker
-from verl.workers.supervised import NUM_TARGETS, SupervisedWorker
+from verl.utils.tracking import MetricWriter
 
 logger = logging.getLogger(__name__)
-
-_POOL_TIMEOUT_S = 120.0
-_COLUMNS = (
-    DisplayColumn("loss", "train/loss", ".4f"),
-    DisplayColumn("accuracy", "train/accuracy"),
-    DisplayColumn("held-out loss", "val/loss", ".4f"),
-    DisplayColumn("held-out acc", "val/accuracy"),
-    DisplayColumn("grad", "train/grad_norm", ".2f"),
-    DisplayColumn("lr", "train/lr", ".1e"),
-    DisplayColumn("s/step", "timing_s/step", ".2f"),
-    DisplayColumn("tok/s", "perf/tokens_per_s", ".0f"),
-)
 
 Rows = Mapping[str, Sequence[Any]]
 Encoder = Callable[[Rows, int], DataProto]
@@ -164,46 +142,6 @@ class SupervisedTrainer:
         self._group.save_checkpoint(str(temporary))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-
-
-def run_supervised(loaded: LoadedConfig[Any], data: SupervisedData, name: str) -> None:
-    """Start Ray and the ranks, and train.
-
-    Args:
-        loaded: The checked configuration, SFT's or PRM's.
-        data: What is trained on.
-        name: Name of the ranks, for messages.
-
-    Raises:
-        UserError: The cluster is too small.
-    """
-    config: SFTTrainerConfig | PRMTrainerConfig = loaded.config
-    trainer = config.trainer
-    total_steps = trainer.total_training_steps or trainer.total_epochs * len(data.train)
-    device = resolve_device(trainer.device).type
-    with ExitStack() as stack:
-        connect_ray({}, trainer.num_devices, device)
-        stack.callback(ray.shutdown)
-        pool = ResourcePool(name, trainer.nnodes, trainer.n_gpus_per_node, device)
-        pool.acquire(_POOL_TIMEOUT_S)
-        stack.callback(pool.release)
-        kwargs = {"config": config, "device": device}
-        spec = WorkerSpec(SupervisedWorker, kwargs, actor_environment(device), name)
-        group: Any = RayWorkerGroup(pool, spec, trainer.ray_wait_register_center_timeout)
-        stack.callback(group.shutdown)
-        group.init_model(total_steps)
-        tracker = _tracker(loaded, total_steps)
-        stack.callback(tracker.close)
-        SupervisedTrainer(trainer, group, data, tracker, total_steps).fit()
-
-
-def _tracker(loaded: LoadedConfig[Any], total_steps: int) -> Tracker:
-    trainer = loaded.config.trainer
-    run = RunInfo(Path(trainer.run_dir).expanduser(), trainer.project_name, trainer.experiment_name, loaded.resolved)
-    extra: list[MetricWriter] = []
-    if "console" in trainer.logger:
-        extra.append(ConsoleDisplay(_COLUMNS, total_steps, console=Console()))
-    return Tracker(trainer.logger, run, extra)
 
 
 def _is_due(step: int, every: int) -> bool:

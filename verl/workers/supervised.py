@@ -9,14 +9,12 @@ import torch
 
 from verl.engines.base import build_engine
 from verl.engines.packing import LabelledSequences, PaddedSequences
-from verl.engines.supervised_update import SupervisedBatch, evaluate_supervised, update_supervised
+from verl.engines.supervised_update import NUM_TARGETS, SupervisedBatch, evaluate_supervised, update_supervised
 from verl.protocol import DataProto
 from verl.single_controller import Dispatch, Worker, WorkerPlace, register
 from verl.utils.device import ensure_process_group, resolve_device
 from verl.utils.tokenizer import load_tokenizer
 from verl.workers.supervised_specs import SupervisedTrainerRoot, supervised_engine_spec, supervised_micro_batches
-
-NUM_TARGETS = "num_targets"
 
 
 class SupervisedWorker(Worker):
