@@ -242,7 +242,6 @@ _SUPERVISED: tuple[Entry, ...] = (
     Renamed("optim.warmup_steps_ratio", "optim.lr_warmup_steps_ratio"),
     Renamed("optim.lr_scheduler", "optim.lr_scheduler_type"),
     Renamed("optim.clip_grad", "grad_clip"),
-    NoEffect("trainer.resume_mode", "supervised runs start anew", ("disable", "auto")),
 )
 
 ENTRIES: tuple[Entry, ...] = (*_POLICY, *_DATA, *_REWARD, *_RUN, *_SUPERVISED)

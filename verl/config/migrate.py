@@ -72,10 +72,7 @@ class Migration:
     @property
     def notices(self) -> list[str]:
         """What was read differently from how it was written, one line each."""
-        silent = [
-            f"{', '.join(keys[:4])}{' and more' if len(keys) > 4 else ''}: no effect here, {why}"
-            for why, keys in self._without_effect.items()
-        ]
+        silent = [f"{', '.join(keys)}: no effect here, {why}" for why, keys in self._without_effect.items()]
         return [*self._renamed, *silent]
 
     def note_rename(self, old: str, new: str) -> None:

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.configs import WITH_PRM, load, refusal
+
+PROCESS = "reward_model.process_reward"
+PS = "algorithm.adv_estimator=grpo_ps"
+SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
+
+
+@pytest.mark.parametrize(
+    ("refused", "said", "accepted"),
+    [
+        # estimator
+        (["algorithm.adv_estimator=grop"], "allowed: grpo | grpo_ps. Did you mean 'grpo'?", []),
+        (
+            ["actor_rollout_ref.rollout.n=1"],
+            "with one response every advantage is 0",
+            ["actor_rollout_ref.rollout.n=2"],
+        ),
+        ([PS], "reads step scores, but no PRM is on", [PS, *WITH_PRM]),
+        ([PS, *WITH_PRM, f"{PROCESS}.mode=scalar"], "Set mode=step", [*WITH_PRM, f"{PROCESS}.mode=scalar"]),
+        ([PS, *WITH_PRM, f"{PROCESS}.mode=legacy"], "Set mode=step", [*WITH_PRM, f"{PROCESS}.mode=legacy"]),
+        (
+            [PS, *WITH_PRM, "algorithm.use_kl_in_reward=True"],
+            "the penalty would be lost",
+            [*WITH_PRM, "algorithm.use_kl_in_reward=True"],
+        ),
+        # names
+        (["reward_model.reward_manager=navie"], "allowed: naive | dapo. Did you mean 'naive'?", []),
+        (["actor_rollout_ref.actor.loss_agg_mode=token_mean"], "Did you mean 'token-mean'?", []),
+        (["actor_rollout_ref.actor.kl_loss_type=k4"], "allowed: kl | k1 | abs | mse | k2 | low_var_kl | k3", []),
+        ([f"{PROCESS}.aggregation=avg"], "allowed: mean | min | last | prod", []),
+        # blend
+        (
+            [*WITH_PRM, f"{PROCESS}.aggregation=prod", f"{PROCESS}.score_space=signed"],
+            "prod multiplies probabilities",
+            [*WITH_PRM, f"{PROCESS}.aggregation=prod", f"{PROCESS}.score_space=prob"],
+        ),
+        ([f"{PROCESS}.rule_range=[1,-1]"], "[wrong, right]", [f"{PROCESS}.rule_range=[0,1]"]),
+        (
+            [f"{PROCESS}.min_step_chars=20", f"{PROCESS}.max_step_chars=20"],
+            "must be larger than min_step_chars=20",
+            [f"{PROCESS}.min_step_chars=20", f"{PROCESS}.max_step_chars=21"],
+        ),
+        ([f"{PROCESS}.step_separator=''"], "must not be empty", [f"{PROCESS}.step_separator='##'"]),
+        ([f"{PROCESS}.beta=1.5"], "must be at least 0 and at most 1", [f"{PROCESS}.beta=1"]),
+        (
+            [f"{PROCESS}.beta_schedule=[[10,0.5],[0,1]]"],
+            "training steps that rise",
+            [f"{PROCESS}.beta_schedule=[[0,0.5],[10,1]]"],
+        ),
+        ([f"{PROCESS}.beta_schedule=[[0,2]]"], "beta between 0 and 1", [f"{PROCESS}.beta_schedule=[[0,0]]"]),
+        # devices
+        (
+            ["reward_model.enable=True", "trainer.device=cpu"],
+            "reward_model.model.path='': is required",
+            ["reward_model.enable=True", "trainer.device=cpu", "reward_model.model.path=org/prm"],
+        ),
+        (
+            [*SHARED, "reward_model.enable_resource_pool=True"],
+            "the PRM's pool needs devices",
+            [*SHARED, "reward_model.enable_resource_pool=True", "reward_model.n_gpus_per_node=1"],
+        ),
+        (
+            [*WITH_PRM, "reward_model.tensor_model_parallel_size=4"],
+            "is larger than reward_model.n_gpus_per_node=2",
+            [*WITH_PRM, "reward_model.tensor_model_parallel_size=2"],
+        ),
+        (
+            [*SHARED],
+            "both together take 1.30 of the memory",
+            [*SHARED, "reward_model.gpu_memory_utilization=0.4"],
+        ),
+        (
+            ["reward_model.enable_resource_pool=True"],
+            "reserves devices, but no PRM is on",
+            [*WITH_PRM, "reward_model.enable_resource_pool=True"],
+        ),
+        # overlong penalty
+        (
+            ["reward_model.overlong_buffer.enable=True", "reward_model.overlong_buffer.len=128"],
+            "reward_model.reward_manager='naive': has no overlong penalty",
+            [
+                "reward_model.overlong_buffer.enable=True",
+                "reward_model.overlong_buffer.len=128",
+                "reward_model.reward_manager=dapo",
+            ],
+        ),
+        (
+            ["reward_model.overlong_buffer.enable=True", "reward_model.reward_manager=dapo"],
+            "reward_model.overlong_buffer.len=4096: must not exceed data.max_response_length=512",
+            ["reward_model.reward_manager=dapo"],
+        ),
+    ],
+)
+def test_checks(refused: list[str], said: str, accepted: list[str]) -> None:
+    message = refusal(*refused)
+    assert said in message
+    assert len(message.splitlines()) == 1
+    load(*accepted)
+
+
+def test_processes_on_a_cpu_share_no_gpu_memory() -> None:
+    load(*SHARED, "trainer.device=cpu")
