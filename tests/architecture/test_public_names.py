@@ -12,6 +12,15 @@ PUBLIC = {
     "verl": ("DataProto", "__version__"),
     "verl.protocol": ("DataProto",),
     "verl.single_controller": ("Dispatch", "RayWorkerGroup", "Worker", "register"),
+    "verl.trainer.main_ppo": ("TaskRunner", "main", "run_ppo"),
+    "verl.trainer.ppo.ray_trainer": (
+        "RayPPOTrainer",
+        "ResourcePoolManager",
+        "Role",
+        "apply_kl_penalty",
+        "compute_advantage",
+        "compute_response_mask",
+    ),
     "verl.utils.errors": ("UserError",),
 }
 
