@@ -66,7 +66,7 @@ def closing_text(config: PPOTrainerConfig) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file, the last run in it: from the last row whose step is not larger than the one before.
+    """Read a metrics file, the last run in it: from the last row whose step is smaller than the one before.
 
     Args:
         path: `metrics.jsonl`.

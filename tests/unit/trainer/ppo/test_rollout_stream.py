@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups over servers that answer from a script: order, balance, time limit, failures."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.helpers.rollouts import FakeServer
+from verl.rollout.base import SamplingSettings
+from verl.rollout.to_batch import RolloutOutput
+from verl.trainer.ppo.rollout_stream import RolloutStream
+from verl.workers.rollout_server import GroupRequest
+
+SAMPLING = SamplingSettings(max_new_tokens=4)
+
+
+def request(uid: str, num_responses: int = 3) -> GroupRequest:
+    return GroupRequest(uid=uid, prompt_token_ids=[5], num_responses=num_responses, sampling=SAMPLING)
+
+
+def generate(
+    servers: list[FakeServer], requests: list[GroupRequest], timeout_s: float = 30.0
+) -> tuple[list[list[RolloutOutput]], list[tuple[str, int]]]:
+    arrived: list[tuple[str, int]] = []
+    stream = RolloutStream(servers, timeout_s)
+    outputs = asyncio.run(stream.generate(requests, lambda output: arrived.append((output.uid, output.index))))
+    return outputs, arrived
+
+
+def test_responses_come_back_in_the_order_of_the_requests_and_are_announced_as_they_finish() -> None:
+    server = FakeServer(lambda request, index: f"{request.uid}{index}", order=lambda request: [2, 0, 1])
+    outputs, arrived = generate([server], [request("b"), request("a")])
+    assert [[output.text for output in group] for group in outputs] == [["b0", "b1", "b2"], ["a0", "a1", "a2"]]
+    assert [index for uid, index in arrived if uid == "a"] == [2, 0, 1]
+    assert sorted(arrived) == sorted((uid, index) for uid in "ab" for index in range(3))
+
+
+def test_a_response_is_announced_before_its_group_is_complete() -> None:
+    async def run() -> list[int]:
+        arrived: list[int] = []
+        stream = RolloutStream([FakeServer(hang_on="late")], timeout_s=0.2)
+        requests = [request("late"), request("a")]
+        with pytest.raises(RuntimeError, match=r"1 of 2 groups.*timeout_s.*\['late'\]"):
+            await stream.generate(requests, lambda output: arrived.append(output.index))
+        return arrived
+
+    assert asyncio.run(run()) == [0, 1, 2]
+
+
+def test_groups_go_to_the_server_that_owes_the_fewest_responses() -> None:
+    first, second = FakeServer(), FakeServer()
+    generate([first, second], [request("big", 8), request("a", 2), request("b", 2), request("c", 3), request("d", 1)])
+    assert [r.uid for r in first.requests] == ["big"]
+    assert [r.uid for r in second.requests] == ["a", "b", "c", "d"]
+
+
+def test_nothing_is_owed_any_more_after_success_failure_and_time_out() -> None:
+    """Each time the next rollout must begin with the first server again."""
+
+    async def first_server_of(stream: RolloutStream, servers: list[FakeServer]) -> int:
+        counts = [len(server.requests) for server in servers]
+        await stream.generate([request("probe", 1)], lambda output: None)
+        return next(n for n, server in enumerate(servers) if len(server.requests) > counts[n])
+
+    async def run() -> None:
+        servers = [FakeServer(hang_on="hang"), FakeServer()]
+        stream = RolloutStream(servers, timeout_s=0.1)
+        await stream.generate([request("a"), request("b")], lambda output: None)
+        assert await first_server_of(stream, servers) == 0
+        with pytest.raises(RuntimeError, match="not complete"):
+            await stream.generate([request("hang"), request("b")], lambda output: None)
+        await asyncio.sleep(0)  # the cancelled group says goodbye on the next turn of the loop
+        assert await first_server_of(stream, servers) == 0
+
+    asyncio.run(run())
+
+
+def test_a_failing_server_ends_the_rollout_at_once() -> None:
+    servers = [FakeServer(fail_after=1), FakeServer(hang_on="b")]
+    with pytest.raises(RuntimeError, match="rollout failed: the server is gone") as caught:
+        generate(servers, [request("a"), request("b")], timeout_s=1000)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+def test_an_error_in_on_response_is_not_swallowed() -> None:
+    def refuse(output: RolloutOutput) -> None:
+        raise KeyError("who is that?")
+
+    with pytest.raises(RuntimeError, match="who is that"):
+        asyncio.run(RolloutStream([FakeServer()], 30.0).generate([request("a")], refuse))

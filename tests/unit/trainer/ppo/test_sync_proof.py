@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+from verl.protocol import DataProto
+from verl.trainer.ppo.sync_proof import SyncProof, WeightSyncError, check_proof, compare_log_probs
+
+
+def batch(rollout: list[list[float]], trainer: list[list[float]], mask: list[list[int]]) -> DataProto:
+    return DataProto.from_dict(
+        tensors={
+            "rollout_log_probs": torch.tensor(rollout),
+            "old_log_probs": torch.tensor(trainer),
+            "response_mask": torch.tensor(mask),
+        }
+    )
+
+
+def test_only_tokens_of_the_responses_are_compared() -> None:
+    proof = compare_log_probs(batch([[-1.0, -2.0, 50.0]], [[-1.5, -1.75, 0.0]], [[1, 1, 0]]))
+    assert proof == SyncProof(num_tokens=2, max_difference=0.5, mean_difference=0.375)
+
+
+def test_nothing_to_compare_is_no_proof() -> None:
+    with pytest.raises(WeightSyncError, match="empty"):
+        compare_log_probs(batch([[0.0]], [[0.0]], [[0]]))
+
+
+@pytest.mark.parametrize(
+    ("largest", "mean", "is_float32", "passes"),
+    [
+        (9e-5, 1e-5, True, True),
+        (2e-4, 1e-6, True, False),  # float32: one wrong token is enough
+        (0.3, 0.019, False, True),  # half precision: single tokens may differ, the mean must not
+        (0.3, 0.021, False, False),
+        (float("nan"), float("nan"), True, False),
+        (float("nan"), float("nan"), False, False),
+    ],
+)
+def test_limits(largest: float, mean: float, is_float32: bool, passes: bool) -> None:
+    proof = SyncProof(10, largest, mean)
+    if passes:
+        check_proof(proof, is_float32)
+        return
+    with pytest.raises(WeightSyncError, match="over 10 tokens"):
+        check_proof(proof, is_float32)
+
+
+def test_a_single_nan_is_found() -> None:
+    proof = compare_log_probs(batch([[-1.0, float("nan")]], [[-1.0, -1.0]], [[1, 1]]))
+    with pytest.raises(WeightSyncError, match="nan"):
+        check_proof(proof, is_float32=True)
