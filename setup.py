@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 CORE = (
     "accelerate",
     "datasets",
+    "huggingface_hub",
     "hydra-core",
     "Jinja2",
     "latex2sympy2_extended",
