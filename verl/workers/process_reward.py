@@ -14,7 +14,7 @@ from verl.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 PRM_BACKENDS = {
-    "vllm": "verl.rewards.prm.vllm_scorer:VLLMScorer",
+    "vllm": "verl.workers.vllm_scorer:VLLMScorer",
     "hf": "verl.rewards.prm.scorer:HFScorer",
 }
 """Dotted names, so that an engine's packages are loaded only where it is used."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PRM served by vLLM pooling in this process. The only file about rewards that loads vLLM.
+"""A PRM served by vLLM pooling in this process. The only file about PRMs that loads vLLM.
 
 Every token's logits come back (`ALL` pooling, no softmax) and the rows of the step tokens are chosen here: vLLM's
 `STEP` pooling allows no chunked prefill, assumes Qwen's id of the step token, and cannot read a response's last token.
