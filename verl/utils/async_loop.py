@@ -65,7 +65,9 @@ class BackgroundLoop:
             raise
 
     def close(self) -> None:
-        """Stop the loop and its thread; unfinished coroutines are dropped."""
+        """Stop the loop and its thread; unfinished coroutines are dropped, later ones refused with a RuntimeError."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._loop.close()

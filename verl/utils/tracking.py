@@ -58,7 +58,8 @@ class JsonlWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `MetricWriter.write`."""
-        row = {"step": step} | {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        # float(): a number of numpy or torch among the metrics must not end a run
+        row = {"step": step} | {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
