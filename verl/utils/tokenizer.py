@@ -6,7 +6,6 @@ Knows nothing of chat templates, rewards or reasoning steps. Needs fast (Rust) t
 
 from __future__ import annotations
 
-import codecs
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -17,13 +16,16 @@ from typing import Any
 import numpy as np
 import tokenizers
 from tokenizers.decoders import ByteLevel
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 REPLACEMENT = "\ufffd"
+# Names under which transformers saves a tokenizer that is nothing but its tokenizer.json.
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -51,7 +53,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False, key: str = "actor
         raise UserError.for_key(key, path, "must be an existing folder", "Correct the path, or download the model")
     source = str(folder) if folder.is_dir() else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = _class_for(source).from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as err:
         raise UserError.for_key(
             key, path, f"no tokenizer could be loaded ({_first_line(err)})", "Check the path or the network"
@@ -61,6 +63,16 @@ def load_tokenizer(path: str, trust_remote_code: bool = False, key: str = "actor
             key, path, "must be a fast tokenizer (tokenizer.json)", "Convert it with transformers and save it again"
         )
     return tokenizer
+
+
+def _class_for(source: str) -> Any:
+    """Choose the class to load with.
+
+    transformers 5 picks the class by the model's type where that has one of its own and rebuilds pre-tokenizer and
+    decoder as that model's tokenizer has them: a Qwen2 model with another tokenizer would lose it without a word.
+    """
+    is_plain = get_tokenizer_config(source).get("tokenizer_class") in _PLAIN_CLASSES
+    return PreTrainedTokenizerFast if is_plain else AutoTokenizer
 
 
 def backend_of(tokenizer: Any) -> tokenizers.Tokenizer:
@@ -105,6 +117,7 @@ def _byte_of_character() -> dict[str, int]:
     return table
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _bytes_of_token(token: str) -> bytes:
     """Return the bytes of a byte-level token; a token outside the alphabet (an added one) stands for its own text."""
     table = _byte_of_character()
@@ -115,32 +128,36 @@ def _bytes_of_token(token: str) -> bytes:
 
 
 def _decode_byte_level(backend: tokenizers.Tokenizer, ids: list[int], special: set[int]) -> tuple[str, np.ndarray]:
-    """Decode through the tokens' bytes.
+    """Decode through the tokens' bytes: a token begins at the character that its first byte belongs to.
 
     The library's `DecodeStream` gives the same text, but holds back bytes that are no UTF-8 and decodes them anew
     with each token: 4 s for 8,000 of them, and no place for the tokens held back.
     """
-    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-    starts = np.full(len(ids), -1, dtype=np.int64)
-    parts: list[str] = []
-    num_chars = 0
-    for place, token_id in enumerate(ids):
-        token = None if token_id in special else backend.id_to_token(token_id)
-        if not token:
-            continue
-        data = _bytes_of_token(token)
-        was_pending = bool(utf8.getstate()[0])
-        head = utf8.decode(data[:1])
-        is_pending = bool(utf8.getstate()[0])
-        # An unfinished character that the first byte does not go on with is closed as U+FFFD; the token begins after.
-        broke_off = was_pending and len(head) == (1 if is_pending else 2)
-        starts[place] = num_chars + int(broke_off)
-        parts += (head, utf8.decode(data[1:]))
-        num_chars += len(head) + len(parts[-1])
-    parts.append(utf8.decode(b"", final=True))
-    text = "".join(parts)
-    starts[starts < 0] = len(text)
-    return text, starts
+    tokens = (None if token_id in special else backend.id_to_token(token_id) for token_id in ids)
+    pieces = [_bytes_of_token(token) if token else b"" for token in tokens]
+    sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
+    data = b"".join(pieces)
+    text = data.decode("utf-8", "replace")
+    if not len(data):
+        return text, np.zeros(len(ids), dtype=np.int64)
+    first_bytes = np.minimum(sizes.cumsum() - sizes, len(data) - 1)
+    return text, np.where(sizes > 0, _characters_of_bytes(data)[first_bytes], len(text))
+
+
+def _characters_of_bytes(data: bytes) -> np.ndarray:
+    """Number each byte's character in `data.decode("utf-8", "replace")`: [len(data)] int64."""
+    begins = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80  # all but continuation bytes
+    view = memoryview(data)
+    done = 0
+    while done < len(data):
+        try:
+            str(view[done:], "utf-8")
+            break
+        except UnicodeDecodeError as error:  # these bytes become one replacement character together
+            begins[done + error.start : done + error.end] = False
+            begins[done + error.start] = True
+            done += error.end
+    return np.cumsum(begins) - 1
 
 
 def _decode_windows(backend: tokenizers.Tokenizer, ids: list[int], special: set[int]) -> tuple[str, np.ndarray]:

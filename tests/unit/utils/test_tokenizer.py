@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +127,13 @@ def test_a_saved_tokenizer_is_loaded_again(tmp_path):
     assert load_tokenizer(str(tmp_path)).encode("hé", add_special_tokens=False) == BYTES.encode(
         "hé", add_special_tokens=False
     )
+
+
+def test_a_tokenizer_of_its_own_beside_a_qwen2_config_is_kept_as_it_is(tmp_path: Path) -> None:
+    built = char_tokenizer("0123456789+= \nAnswer:")
+    built.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    text = "1 + 2 = 3\n\nAnswer: 3"
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded(text).input_ids == built(text).input_ids
+    assert decode_with_starts(loaded, built(text).input_ids)[0] == text
