@@ -12,9 +12,8 @@ import torch
 from tests.helpers.prm import save_tiny_prm
 from verl.rewards.prm.model import load_prm
 from verl.rewards.prm.scorer import HFScorer
-from verl.rewards.prm.spec import PRMSpec, input_limits, load_adapter
+from verl.rewards.prm.spec import PRMSpec, load_adapter
 from verl.rewards.prm.types import PRMInputError, ScoreRequest
-from verl.utils.errors import UserError
 
 REQUESTS = [
     ScoreRequest(
@@ -100,15 +99,3 @@ def test_a_failing_forward_reaches_everyone_who_waits(folder):
         return outcomes
 
     assert [type(outcome) for outcome in asyncio.run(run())] == [MemoryError] * 3
-
-
-def test_limits():
-    config = {"max_position_embeddings": 4096}
-    assert input_limits(PRMSpec(path="p"), config) == (4096, 4096)
-    assert input_limits(PRMSpec(path="p", max_length=1000), config) == (4096, 1000)
-    assert input_limits(PRMSpec(path="p", overlong="extend", longest_input=9000), config) == (4096, 9000)
-    assert input_limits(PRMSpec(path="p", overlong="extend", longest_input=900), config) == (4096, 4096)
-    with pytest.raises(UserError, match="must not exceed the PRM's context of 4096"):
-        input_limits(PRMSpec(path="p", max_length=5000), config)
-    with pytest.raises(UserError, match="max_position_embeddings"):
-        input_limits(PRMSpec(path="p"), {})
