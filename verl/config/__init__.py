@@ -10,7 +10,7 @@ from verl.config.actor import ActorConfig, RefConfig
 from verl.config.algorithm import AlgorithmConfig, KLCtrlConfig
 from verl.config.batch_plan import BatchPlan, MicroBatchLimit, SupervisedBatchPlan
 from verl.config.data import DataConfig
-from verl.config.engine import CheckpointConfig, FSDPConfig, MegatronConfig, MixedPrecisionConfig, OptimConfig
+from verl.config.engine import FSDPConfig, MegatronConfig, MixedPrecisionConfig, OptimConfig
 from verl.config.model import ModelConfig
 from verl.config.reward import (
     CustomRewardFunctionConfig,
@@ -29,7 +29,6 @@ __all__ = [
     "ActorRolloutRefConfig",
     "AlgorithmConfig",
     "BatchPlan",
-    "CheckpointConfig",
     "CustomRewardFunctionConfig",
     "DataConfig",
     "FSDPConfig",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from verl.config.engine import CheckpointConfig, FSDPConfig, MegatronConfig, OptimConfig
+from verl.config.engine import FSDPConfig, MegatronConfig, OptimConfig
 from verl.config.fields import limited
 from verl.config.names import KLType, LossAggMode, Strategy
 
@@ -42,9 +42,8 @@ class ActorConfig:
     clip_ratio_c: float = limited(3.0, above=1.0)
     """Dual-clip bound of the loss for negative advantages (arXiv 1912.09729)."""
     loss_agg_mode: LossAggMode = "token-mean"
-    """How token losses become one number; denominators are global over the mini-batch."""
-    loss_scale_factor: float | None = limited(None, above=0.0)
-    """Divisor of `seq-mean-token-sum-norm`; null = `data.max_response_length`. Unit: tokens."""
+    """How token losses become one number; denominators are global over the mini-batch. `seq-mean-token-sum-norm`
+    divides by `data.max_response_length` (Dr.GRPO)."""
     entropy_coeff: float = 0.0
     """Weight of the entropy bonus in the loss."""
     use_kl_loss: bool = False
@@ -61,8 +60,6 @@ class ActorConfig:
     """Sharding when `strategy` is fsdp2."""
     megatron: MegatronConfig = field(default_factory=MegatronConfig)
     """Parallelism when `strategy` is megatron."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """What is saved."""
 
     @property
     def clip_low(self) -> float:

@@ -47,7 +47,7 @@ def find_problems(config: PPOTrainerConfig) -> list[Problem]:
 
 def _required(config: PPOTrainerConfig) -> Iterator[Problem]:
     validates = config.trainer.val_before_train or config.trainer.val_only or config.trainer.test_freq > 0
-    if not config.data.train_files and not config.trainer.val_only:
+    if not config.data.train_files:
         yield Problem("data.train_files", "", "is required", "Name one or more parquet or JSONL files")
     if not config.data.val_files and validates:
         mend = "Name a file, or set trainer.val_before_train=False and trainer.test_freq=-1"
@@ -62,9 +62,18 @@ def _not_built(config: PPOTrainerConfig) -> Iterator[Problem]:
         yield Problem(f"{_ACTOR}.strategy", strategy, "is not built yet; allowed: fsdp2", "Set strategy=fsdp2")
     if rollout in ROLLOUTS_NOT_BUILT:
         yield Problem(f"{_ROLLOUT}.name", rollout, "is not built yet; allowed: vllm | hf", "Set rollout.name=vllm")
+    for section, size in ((_ACTOR, _sequence_parallel(config, False)), (_REF, _sequence_parallel(config, True))):
+        if size > 1:
+            key = f"{section}.ulysses_sequence_parallel_size"
+            yield Problem(key, size, "is not built yet; only 1 is accepted", f"Set {key}=1")
     if config.trainer.max_staleness:
         allowed = "asynchronous training is not built yet; only 0 is accepted"
         yield Problem("trainer.max_staleness", config.trainer.max_staleness, allowed, "Set trainer.max_staleness=0")
+
+
+def _sequence_parallel(config: PPOTrainerConfig, reference: bool) -> int:
+    own = config.actor_rollout_ref.ref if reference else config.actor_rollout_ref.actor
+    return own.ulysses_sequence_parallel_size or 1
 
 
 def _batch_sizes(config: PPOTrainerConfig) -> Iterator[Problem]:
@@ -102,8 +111,6 @@ def _parallel_sizes(config: PPOTrainerConfig) -> Iterator[Problem]:
     actor, ref, ranks = config.actor_rollout_ref.actor, config.actor_rollout_ref.ref, config.trainer.num_devices
     devices = ("trainer.n_gpus_per_node", "trainer.nnodes")
     parallel = (
-        (f"{_ACTOR}.ulysses_sequence_parallel_size", actor.ulysses_sequence_parallel_size),
-        (f"{_REF}.ulysses_sequence_parallel_size", ref.ulysses_sequence_parallel_size or 1),
         (f"{_ACTOR}.fsdp_config.fsdp_size", actor.fsdp_config.fsdp_size),
         (f"{_REF}.fsdp_config.fsdp_size", ref.fsdp_config.fsdp_size),
     )

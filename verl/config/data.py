@@ -42,8 +42,6 @@ class DataConfig:
     """Seed of the shuffling; null = `trainer.seed`."""
     filter_overlong_prompts: bool = False
     """Leave out prompts longer than `max_prompt_length` (counted in the log) instead of following `truncation`."""
-    filter_overlong_prompts_workers: int = limited(1, low=1)
-    """Processes that tokenize while filtering. Unit: processes."""
     truncation: Truncation = "error"
     """What happens to a prompt over `max_prompt_length`: stop, or cut it on the left, right or in the middle
     (counted)."""

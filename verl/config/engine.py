@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every trainable model needs: optimizer, sharding, checkpoint contents.
+"""What every trainable model needs: optimizer and sharding.
 
 Shared by actor, reference, SFT and PRM training.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from verl.config.fields import limited
-from verl.config.names import CheckpointContent, DType, LRSchedule
+from verl.config.names import DType, LRSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +88,3 @@ class MegatronConfig:
     """Keep gradient buffers in CPU memory while the engine is idle."""
     optimizer_offload: bool = False
     """Keep optimizer states in CPU memory while the engine is idle."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """What a checkpoint holds."""
-
-    save_contents: tuple[CheckpointContent, ...] = ("model", "optimizer", "extra")
-    """Parts written: sharded weights, optimizer states, extra (schedule, random states), and `hf_model` (whole
-    model in HF format)."""
-    load_contents: tuple[CheckpointContent, ...] | None = None
-    """Parts read on resume; null = all of `save_contents` but `hf_model`."""

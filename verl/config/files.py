@@ -112,15 +112,10 @@ def _sizes(config: PPOTrainerConfig, shape: ModelShape) -> Iterator[Problem]:
         allowed = f"with data.max_prompt_length it exceeds the model's context of {shape.max_positions} tokens"
         mend = f"Set it to {max(1, shape.max_positions - config.data.max_prompt_length)} or less"
         yield Problem("data.max_response_length", config.data.max_response_length, allowed, mend)
-    policy = config.actor_rollout_ref
-    shared_heads = (
-        ("rollout.tensor_model_parallel_size", policy.rollout.tensor_model_parallel_size),
-        ("actor.ulysses_sequence_parallel_size", policy.actor.ulysses_sequence_parallel_size),
-    )
-    for key, size in shared_heads:
-        if shape.heads % size:
-            allowed = f"must divide the model's {shape.heads} attention heads"
-            yield Problem(f"actor_rollout_ref.{key}", size, allowed, "Set it to a divisor")
+    tp = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+    if shape.heads % tp:
+        allowed = f"must divide the model's {shape.heads} attention heads"
+        yield Problem("actor_rollout_ref.rollout.tensor_model_parallel_size", tp, allowed, "Set it to a divisor")
 
 
 def _tokenizer(key: str, path: str | None) -> Iterator[Problem]:

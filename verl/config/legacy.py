@@ -57,6 +57,7 @@ _PACKED = "the PRM is served from its own process and batches by reward_model.ma
 _ALWAYS_ASYNC = "rewards are always computed while other responses still decode"
 _CHUNKED = "log-probs and entropy are always computed in chunks"
 _ONE_TURN = "responses have one turn"
+_WHOLE_CHECKPOINT = "a checkpoint always holds model, optimizer and extra; trainer.export_hf writes the HF format"
 _OFF = (None, False)
 
 
@@ -88,8 +89,9 @@ _POLICY: tuple[Entry, ...] = (
     NoEffect(f"{_MODEL}.exclude_modules", "all weights are trained"),
     TotalPerStep(f"{_ACTOR}.ppo_micro_batch_size", f"{_ACTOR}.ppo_micro_batch_size_per_gpu"),
     Renamed(f"{_ACTOR}.use_remove_padding", f"{_MODEL}.use_remove_padding"),
-    Renamed(f"{_ACTOR}.checkpoint.contents", f"{_ACTOR}.checkpoint.save_contents"),
     NoEffect(f"{_ACTOR}.checkpoint.async_save", "checkpoints are written before the next step", _OFF),
+    NoEffect(f"{_ACTOR}.checkpoint.*", _WHOLE_CHECKPOINT),
+    NoEffect(f"{_ACTOR}.loss_scale_factor", "it is data.max_response_length", (None,)),
     Renamed(f"{_ACTOR}.optim.warmup_style", f"{_ACTOR}.optim.lr_scheduler_type"),
     Renamed(f"{_ACTOR}.optim.clip_grad", f"{_ACTOR}.grad_clip"),
     NoEffect(f"{_ACTOR}.optim.total_training_steps", "the trainer counts the optimizer steps itself"),
@@ -127,6 +129,11 @@ _POLICY: tuple[Entry, ...] = (
     NoEffect(f"{_ROLLOUT}.cudagraph_capture_sizes", "set it in engine_kwargs.vllm", (None,)),
     NoEffect(f"{_ROLLOUT}.engine_kwargs.swap_space", "vLLM has no swap space any more"),
     NoEffect(f"{_ROLLOUT}.engine_kwargs.vllm.swap_space", "vLLM has no swap space any more"),
+    Renamed(f"{_ROLLOUT}.engine_kwargs.vllm.*", f"{_ROLLOUT}.engine_kwargs.*"),
+    NoEffect(f"{_ROLLOUT}.engine_kwargs.sglang.*", "sglang is not built yet"),
+    NoEffect(f"{_ROLLOUT}.load_format", "servers read the model's files, then get every new version of the weights"),
+    NoEffect(f"{_ROLLOUT}.disable_log_stats", "the trainer logs its own statistics of rollouts"),
+    NoEffect(f"{_ROLLOUT}.update_weights_bucket_megabytes", "the weight sync chooses its own buffers"),
     NoEffect(f"{_ROLLOUT}.data_parallel_size", "servers are counted by devices / tensor_model_parallel_size", (1,)),
     NoEffect(f"{_ROLLOUT}.pipeline_model_parallel_size", "servers have no pipeline stages", (1,)),
     Refused("critic.*", "there is no critic: group-relative estimators need none", "Remove the critic.* keys"),
@@ -134,6 +141,7 @@ _POLICY: tuple[Entry, ...] = (
 
 _DATA: tuple[Entry, ...] = (
     NoEffect("data.tokenizer", f"set {_MODEL}.tokenizer_path", (None,), f"Set {_MODEL}.tokenizer_path instead"),
+    NoEffect("data.filter_overlong_prompts_workers", "prompts are tokenized once, in the driver"),
     NoEffect("data.use_shm", "files are read where they lie"),
     NoEffect("data.return_raw_input_ids", "scorers get text, so tokenizers may differ"),
     NoEffect("data.return_raw_chat", "the messages are always kept"),
@@ -223,7 +231,8 @@ _RUN: tuple[Entry, ...] = (
     NoEffect("trainer.del_local_ckpt_after_load", "checkpoints stay", _OFF, "Use trainer.max_actor_ckpt_to_keep"),
     NoEffect("trainer.esi_redundant_time", "a checkpoint is written every trainer.save_freq steps"),
     NoEffect("trainer.use_legacy_worker_impl", "there is one worker"),
-    Renamed("trainer.val_generations_to_log_to_wandb", "trainer.log_val_generations"),
+    NoEffect("trainer.log_val_generations", "trainer.validation_data_dir keeps every answer"),
+    NoEffect("trainer.val_generations_to_log_to_wandb", "trainer.validation_data_dir keeps every answer"),
     Refused("trainer.remove_previous_ckpt_in_save", "is gone", "Use trainer.max_actor_ckpt_to_keep=1"),
     Renamed("ray_init.*", "ray_kwargs.ray_init.*"),
     NoEffect("ray_kwargs.timeline_json_file", "each stage of a step is timed in the metrics", (None,)),
@@ -247,8 +256,6 @@ _SUPERVISED: tuple[Entry, ...] = (
 ENTRIES: tuple[Entry, ...] = (*_POLICY, *_DATA, *_REWARD, *_RUN, *_SUPERVISED)
 """The table."""
 
-_RANDOM_THEN_SYNCED = ("dummy_dtensor", "dummy_hf", "dummy_megatron")
-_READ_FROM_FILES = ("dtensor", "hf", "megatron")
 _SHORT_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16", "half": "float16", "float": "float32"}
 
 _PRECISION_KEYS = ("model_dtype", "mixed_precision.param_dtype", "mixed_precision.reduce_dtype")
@@ -260,7 +267,6 @@ _DTYPE_KEYS = (
 
 VALUES: dict[str, dict[Any, Any]] = {
     **dict.fromkeys(_DTYPE_KEYS, _SHORT_DTYPES),
-    f"{_ROLLOUT}.load_format": dict.fromkeys(_RANDOM_THEN_SYNCED, "dummy") | dict.fromkeys(_READ_FROM_FILES, "auto"),
     f"{_ROLLOUT}.top_k": {0: -1},
     f"{_ROLLOUT}.val_kwargs.top_k": {0: -1},
     f"{_ACTOR}.optim.min_lr_ratio": {None: 0.0},

@@ -117,6 +117,8 @@ class Migration:
     def _old_key(self, key: str, value: Any, result: dict[str, Any]) -> None:
         entry = find_entry(key, self.tree)
         if isinstance(entry, Renamed):
+            if isinstance(value, Mapping) and not value:
+                return  # an empty section says nothing
             new = rename(key, self.tree)
             if find_entry(new, self.tree) is not None and not self._is_present(new):
                 self._old_key(new, value, result)
@@ -135,7 +137,9 @@ class Migration:
         spec = self.tree.leaves.get(new)
         present = _get(result, new)
         untouched = spec is not None and present == to_plain(spec.default)
-        if present is not _ABSENT and not untouched and present != value:
+        if isinstance(present, Mapping) and isinstance(value, Mapping):
+            value = {**present, **value}
+        elif present is not _ABSENT and not untouched and present != value:
             said = f"says the same as {new}={present!r}, with another value"
             self.problems.append(Problem(old, value, said, f"Keep only {new}", (new,)))
             return

@@ -29,10 +29,6 @@ DType = Literal["bfloat16", "float32", "float16"]
 DTYPES: tuple[str, ...] = get_args(DType)
 LRSchedule = Literal["constant", "cosine"]
 LR_SCHEDULES: tuple[str, ...] = get_args(LRSchedule)
-CheckpointContent = Literal["model", "optimizer", "extra", "hf_model"]
-CHECKPOINT_CONTENTS: tuple[str, ...] = get_args(CheckpointContent)
-LoadFormat = Literal["auto", "dummy", "safetensors"]
-LOAD_FORMATS: tuple[str, ...] = get_args(LoadFormat)
 WeightSyncBackend = Literal["auto", "shared_memory", "ipc", "nccl"]
 WEIGHT_SYNC_BACKENDS: tuple[str, ...] = get_args(WeightSyncBackend)
 

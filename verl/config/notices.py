@@ -36,8 +36,6 @@ def _actor(actor: ActorConfig) -> Iterator[str]:
         yield f"{key}.strategy=fsdp: there is no FSDP1, fsdp2 is used"
     if actor.engine_name != "megatron" and actor.megatron != MegatronConfig():
         yield f"{key}.megatron: no effect with strategy={actor.strategy}"
-    if actor.loss_scale_factor is not None and actor.loss_agg_mode != "seq-mean-token-sum-norm":
-        yield f"{key}.loss_scale_factor: no effect with loss_agg_mode={actor.loss_agg_mode}"
     if actor.ppo_max_token_len_per_gpu is not None and not actor.use_dynamic_bsz:
         yield f"{key}.ppo_max_token_len_per_gpu: no effect with use_dynamic_bsz=False"
 

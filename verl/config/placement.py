@@ -68,8 +68,8 @@ def place(config: PPOTrainerConfig) -> Placement:
     """
     trainer, policy, prm = config.trainer, config.actor_rollout_ref, config.reward_model
     own_pool = prm.enable and prm.enable_resource_pool
-    prm_devices = prm.nnodes * prm.n_gpus_per_node if own_pool else trainer.num_devices
-    replicas = prm_devices // prm.tensor_model_parallel_size if prm.enable else 0
+    # Beside the policy one replica is enough: it shares those devices.
+    replicas = prm.nnodes * (prm.n_gpus_per_node // prm.tensor_model_parallel_size) if own_pool else int(prm.enable)
     tp = policy.rollout.tensor_model_parallel_size
     servers = trainer.num_devices // tp
     roles = [

@@ -139,7 +139,7 @@ class RewardModelConfig:
     enforce_eager: bool = False
     """Do not capture CUDA graphs."""
     engine_kwargs: Mapping[str, Any] = free_mapping()
-    """Extra arguments for the PRM's engine."""
+    """Extra arguments for the PRM's engine as they are."""
     timeout_s: float = limited(600.0, above=0.0)
     """Longest wait for one response's step scores. Unit: seconds."""
     max_retries: int = limited(2, low=0)

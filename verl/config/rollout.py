@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl.config.fields import free_mapping, limited
-from verl.config.names import DType, LoadFormat, RolloutName, WeightSyncBackend
+from verl.config.names import DType, RolloutName, WeightSyncBackend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,8 @@ class RolloutConfig:
     """Do not capture CUDA graphs."""
     free_cache_engine: bool = True
     """Free the KV cache (and weights) while the trainer uses the same GPUs. No effect on a CPU."""
-    load_format: LoadFormat = "auto"
-    """First weights: read from the model's files, or `dummy` (random, overwritten by the first sync)."""
-    disable_log_stats: bool = True
-    """Do not log the server's own statistics."""
     engine_kwargs: Mapping[str, Any] = free_mapping()
-    """Extra arguments for the engine, by engine name: `{vllm: {block_size: 32}}`."""
+    """Extra arguments for the engine as they are, e.g. `{block_size: 32}`."""
     log_prob_micro_batch_size_per_gpu: int | None = limited(None, low=1)
     """Old log-probs: most sequences in one forward on one rank; null = the actor's limit. Unit: sequences."""
     log_prob_use_dynamic_bsz: bool | None = None
@@ -80,8 +76,6 @@ class RolloutConfig:
     weight_sync_backend: WeightSyncBackend = "auto"
     """How new weights reach the servers: `ipc` (same GPUs), `nccl` (other GPUs), `shared_memory` (CPU); auto
     chooses by placement."""
-    update_weights_bucket_megabytes: int = limited(512, low=1)
-    """Weights are sent in buckets of this size. Unit: MiB."""
     timeout_s: float = limited(3600.0, above=0.0)
     """Longest wait for all responses of a batch. Unit: seconds."""
     start_timeout_s: float = limited(900.0, above=0.0)

@@ -149,8 +149,6 @@ class PRMTrainerConfig(SupervisedConfig):
 
     data: PRMDataConfig = field(default_factory=PRMDataConfig)
     """Rows."""
-    num_labels: int = limited(2, low=2, high=2)
-    """Classes of the PRM's head; class 1 means "right"."""
 
     def problems(self) -> list[Problem]:
         """List every mistake across sections."""

@@ -57,8 +57,6 @@ class TrainerConfig:
     """Folder for one JSONL file of answers per validation; null = none are written."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go; `<output_dir>/metrics.jsonl` is always written."""
-    log_val_generations: int = limited(0, low=0)
-    """Validation answers shown in the logs. Unit: responses."""
     balance_batch: bool = True
     """Give every rank about the same number of tokens."""
     ray_wait_register_center_timeout: int = limited(300, low=1)

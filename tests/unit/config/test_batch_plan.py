@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.helpers.configs import load
-from verl.config import BatchPlan, MicroBatchLimit, SFTTrainerConfig, SupervisedBatchPlan
+from tests.helpers.configs import build
+from verl.config import BatchPlan, MicroBatchLimit, PPOTrainerConfig, SFTTrainerConfig, SupervisedBatchPlan
 from verl.config.hydra import load_config
 
 ACTOR = "actor_rollout_ref.actor"
@@ -12,7 +14,7 @@ ROLLOUT = "actor_rollout_ref.rollout"
 
 
 def plan(*overrides: str) -> BatchPlan:
-    return BatchPlan.from_config(load(*overrides).config)
+    return BatchPlan.from_config(build(*overrides))
 
 
 def test_the_published_run_by_hand() -> None:
@@ -38,14 +40,17 @@ def test_the_published_run_by_hand() -> None:
     assert numbers.actor == MicroBatchLimit(None, 16896)
 
 
+def sharing_sequences(config: PPOTrainerConfig, *, actor: int, ref: int | None = None) -> PPOTrainerConfig:
+    """The door refuses sequence parallelism (not built); its arithmetic is here already."""
+    policy = config.actor_rollout_ref
+    actor_section = replace(policy.actor, ulysses_sequence_parallel_size=actor)
+    ref_section = replace(policy.ref, ulysses_sequence_parallel_size=ref)
+    return replace(config, actor_rollout_ref=replace(policy, actor=actor_section, ref=ref_section))
+
+
 def test_mini_batches_epochs_and_sequence_parallelism() -> None:
-    numbers = plan(
-        "data.train_batch_size=64",
-        f"{ACTOR}.ppo_mini_batch_size=16",
-        f"{ACTOR}.ppo_epochs=2",
-        f"{ACTOR}.ulysses_sequence_parallel_size=4",
-        "trainer.nnodes=2",
-    )
+    sizes = ("data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=16", f"{ACTOR}.ppo_epochs=2", "trainer.nnodes=2")
+    numbers = BatchPlan.from_config(sharing_sequences(build(*sizes), actor=4))
     assert (numbers.policy_ranks, numbers.data_parallel_ranks) == (16, 4)
     assert numbers.optimizer_steps_per_training_step == 8
     assert numbers.mini_batch_sequences_per_rank == 16 * 8 // 4
@@ -74,13 +79,10 @@ def test_a_full_server_is_counted_up() -> None:
             (None, 2048),
         ),
         (
-            (
-                "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=32768",
-                "actor_rollout_ref.ref.ulysses_sequence_parallel_size=2",
-            ),
+            ("actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=32768",),
             (None, 16384),
             (None, 16384),
-            (None, 65536),
+            (None, 32768),
         ),
         (
             (
@@ -100,10 +102,11 @@ def test_null_limits_follow_the_actor_s(overrides: tuple[str, ...], update: obje
     assert found == [update, old, ref]
 
 
-def test_configured_keys_keep_their_unit() -> None:
-    loaded = load()
-    BatchPlan.from_config(loaded.config)
-    assert loaded.config.actor_rollout_ref.actor.ppo_mini_batch_size == 256
+def test_a_budget_counts_one_rank_of_those_that_share_a_sequence() -> None:
+    config = build(f"{ACTOR}.ppo_max_token_len_per_gpu=2048")
+    numbers = BatchPlan.from_config(sharing_sequences(config, actor=2, ref=4))
+    limits = (numbers.actor, numbers.old_log_prob, numbers.ref)
+    assert [limit.max_tokens for limit in limits] == [4096, 4096, 8192]
 
 
 def test_table_names_every_unit() -> None:

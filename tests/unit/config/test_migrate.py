@@ -28,7 +28,7 @@ def test_composed_data_is_translated() -> None:
             "trainer": {"nnodes": 2, "n_gpus_per_node": 4, "critic_warmup": 0},
             "actor_rollout_ref": {
                 "actor": {"ppo_micro_batch_size": 32, "ulysses_sequence_parallel_size": 2, "policy_loss": {}},
-                "rollout": {"engine_kwargs": {"vllm": {"a.b": 1}}},
+                "rollout": {"engine_kwargs": {"c": 2, "vllm": {"a.b": 1}}},
             },
         }
     )
@@ -37,11 +37,11 @@ def test_composed_data_is_translated() -> None:
         "actor_rollout_ref": {
             # 8 ranks, two of which share a sequence: 32 over 4
             "actor": {"ulysses_sequence_parallel_size": 2, "ppo_micro_batch_size_per_gpu": 8},
-            "rollout": {"engine_kwargs": {"vllm": {"a.b": 1}}},
+            "rollout": {"engine_kwargs": {"a.b": 1, "c": 2}},
         },
     }
     assert not migration.problems
-    assert len(migration.notices) == 4
+    assert len(migration.notices) == 5
 
 
 def test_a_default_gives_way_to_the_old_name_and_another_value_does_not() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.configs import WITH_PRM, load
+from tests.helpers.configs import WITH_PRM, build
 from tests.unit.config.test_model_shape import write_config
 from verl.config import PPOTrainerConfig, SFTTrainerConfig
 from verl.config.hydra import load_config
@@ -30,11 +30,11 @@ def published(tmp_path: Path, *overrides: str) -> PPOTrainerConfig:
     policy = write_config(tmp_path / "policy")
     prm = write_config(tmp_path / "prm", max_position_embeddings=4096)
     paths = (f"actor_rollout_ref.model.path={policy}", f"reward_model.model.path={prm}")
-    return load(*PUBLISHED, *paths, *overrides).config
+    return build(*PUBLISHED, *paths, *overrides)
 
 
 def test_roles_on_one_node_of_eight() -> None:
-    placement = place(load(*PUBLISHED).config)
+    placement = place(build(*PUBLISHED))
     assert placement.num_devices == 8
     assert (placement.rollout_servers, placement.prm_replicas) == (3, 2)
     found = {role.role: (role.instances, role.devices_each, role.pool) for role in placement.roles}
@@ -48,14 +48,14 @@ def test_roles_on_one_node_of_eight() -> None:
 
 
 def test_roles_that_are_off_are_not_placed() -> None:
-    roles = [role.role for role in place(load().config).roles]
+    roles = [role.role for role in place(build()).roles]
     assert roles == ["policy training", "rollout", "rule verifier"]
 
 
-def test_a_prm_without_a_pool_shares_the_policy_s_devices() -> None:
+def test_a_prm_without_a_pool_is_one_replica_on_the_policy_s_devices() -> None:
     shared = ("reward_model.enable=True", "reward_model.model.path=org/prm", "reward_model.gpu_memory_utilization=0.3")
-    placement = place(load(*shared, "reward_model.tensor_model_parallel_size=4").config)
-    assert (placement.prm_replicas, placement.num_devices, placement.prm_nodes) == (2, 8, 0)
+    placement = place(build(*shared))
+    assert (placement.prm_replicas, placement.num_devices, placement.prm_nodes) == (1, 8, 0)
 
 
 def test_text_of_the_plan(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_text_of_the_plan(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_said() -> None:
-    plan = build_plan(load(*PUBLISHED).config)
+    plan = build_plan(build(*PUBLISHED))
     assert plan.total_training_steps is None
     text = plan.text()
     assert "unknown: config.json of 'org/policy' is not on this machine" in text
@@ -83,7 +83,7 @@ def test_what_is_not_known_is_said() -> None:
 
 
 def test_named_steps_win_over_epochs() -> None:
-    plan = build_plan(load("trainer.total_training_steps=7").config, num_train_prompts=10**6)
+    plan = build_plan(build("trainer.total_training_steps=7"), num_train_prompts=10**6)
     assert plan.total_training_steps == 7
 
 
@@ -111,9 +111,8 @@ def test_memory_follows_the_switches(tmp_path: Path) -> None:
     assert size("policy weights", f"{actor}.fsdp_config.fsdp_size=2") == 3 * size("policy weights")
     unchecked = size("activations", "actor_rollout_ref.model.enable_gradient_checkpointing=False")
     assert unchecked > 5 * size("activations")
-    one_sequence = f"{actor}.ppo_micro_batch_size_per_gpu=1"
-    split = size("activations", one_sequence, f"{actor}.ulysses_sequence_parallel_size=2")
-    assert split == pytest.approx(size("activations", one_sequence) / 2)
+    doubled = size("activations", f"{actor}.ppo_max_token_len_per_gpu=33792")
+    assert doubled == pytest.approx(2 * size("activations"))
 
 
 def test_supervised_plan(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.configs import WITH_PRM, load, refusal
+from tests.helpers.configs import WITH_PRM, build, fault
 
 PROCESS = "reward_model.process_reward"
 PS = "algorithm.adv_estimator=grpo_ps"
@@ -97,11 +97,11 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
     ],
 )
 def test_checks(refused: list[str], said: str, accepted: list[str]) -> None:
-    message = refusal(*refused)
+    message = fault(*refused)
     assert said in message
     assert len(message.splitlines()) == 1
-    load(*accepted)
+    build(*accepted)
 
 
 def test_processes_on_a_cpu_share_no_gpu_memory() -> None:
-    load(*SHARED, "trainer.device=cpu")
+    build(*SHARED, "trainer.device=cpu")
