@@ -43,7 +43,9 @@ def build(*overrides: str, required: tuple[str, ...] = REQUIRED) -> PPOTrainerCo
     """Convert and check present keys without Hydra: a fraction of the time, for tests of what lies behind the door."""
     plain = OmegaConf.to_container(OmegaConf.from_dotlist([*required, *overrides]))
     assert isinstance(plain, dict)
-    config, problems = convert(plain, PPOTrainerConfig, tree_of(PPOTrainerConfig))
+    config, problems = convert(
+        {str(key): value for key, value in plain.items()}, PPOTrainerConfig, tree_of(PPOTrainerConfig)
+    )
     raise_all(problems or config.problems())
     return config
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from setuptools import find_packages
 
 from scripts.generate_config_reference import REPO, ROOTS, main, render_document
 from verl.config.convert import convert
@@ -48,3 +49,7 @@ def test_check_writes_nothing() -> None:
 def test_units_are_split_off() -> None:
     assert split_unit("Longest prompt. Unit: tokens.") == ("Longest prompt.", "tokens")
     assert split_unit("A switch.") == ("A switch.", "")
+
+
+def test_yaml_files_are_part_of_the_installed_package() -> None:
+    assert "verl.trainer.config" in find_packages(str(REPO), include=["verl", "verl.*"])
