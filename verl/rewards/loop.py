@@ -146,7 +146,7 @@ class RewardLoop:
             rule_score=rule.rule_score,
             overlong_penalty=rule.overlong_penalty,
             step_spans=steps.spans,
-            flags=(*_shape_flags(item, steps), *(("rule_missing",) if rule.is_missing else ())),
+            flags=(*self._shape_flags(item, steps), *(("rule_missing",) if rule.is_missing else ())),
         )
         if self._score_steps is None:
             return scored
@@ -196,6 +196,14 @@ class RewardLoop:
             whole = ((0, len(item.response)),)
             return map_to_tokens(whole, item.token_starts, len(item.response))
         return find_steps(item.response, item.token_starts, self._settings.split)
+
+    def _shape_flags(self, item: RewardInput, steps: Steps) -> tuple[str, ...]:
+        flags = {
+            "empty": not item.response.strip() or (self._score_steps is not None and not len(steps)),
+            "one_step": len(steps) == 1,
+            "truncated": item.truncated,
+        }
+        return tuple(name for name, is_so in flags.items() if is_so)
 
     async def _ask_prm(self, item: RewardInput, steps: Steps) -> StepLogits | None:
         """Return the PRM's answer, or None where it gave none that can be used."""
@@ -295,15 +303,6 @@ class BatchScoring:
         """Stop scoring; what is not finished is lost."""
         for task in self._tasks.values():
             task.cancel()
-
-
-def _shape_flags(item: RewardInput, steps: Steps) -> tuple[str, ...]:
-    flags = {
-        "empty": not item.response.strip(),
-        "one_step": len(steps) == 1,
-        "truncated": item.truncated,
-    }
-    return tuple(name for name, is_so in flags.items() if is_so)
 
 
 def _by_rule_only(member: ScoredResponse) -> ScoredResponse:

@@ -130,13 +130,15 @@ def test_scoring_begins_with_submit_not_with_finish():
 
 def test_empty_one_step_and_truncated_are_flagged_and_the_empty_one_is_not_shown_to_the_prm():
     scorer = TableScorer({}, default=GOOD)
-    result = run([item(" \n\n", index=0), item("one", index=1), item("a\n\nb", index=2, truncated=True)], scorer)
-    first, second, third = (result.by_response["g", n] for n in range(3))
+    texts = [" \n\n", "one", "a\n\nb", "<think></think>"]
+    result = run([item(text, index=n, truncated=n == 2) for n, text in enumerate(texts)], scorer)
+    first, second, third, fourth = (result.by_response["g", n] for n in range(4))
+    assert fourth.flags == ("empty",), "tags and separators alone are no step"
     assert (first.flags, first.prm_status, len(first.step_scores), first.traj_score) == (("empty",), "scored", 0, 0.0)
     assert second.flags == ("one_step",)
     assert third.flags == ("truncated",)
     assert len(scorer.requests) == 2
-    assert result.metrics["prm/empty/share"] == pytest.approx(1 / 3)
+    assert result.metrics["prm/empty/share"] == 0.5
 
 
 def test_without_a_prm_the_rule_stands_alone():

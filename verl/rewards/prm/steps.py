@@ -70,7 +70,7 @@ def find_steps(text: str, token_starts: np.ndarray, rule: SplitRule) -> Steps:
         rule: How to cut.
 
     Returns:
-        The steps; none for a text of nothing but blanks. Ends rise strictly.
+        The steps; none for a text without content. Ends rise strictly.
     """
     return map_to_tokens(split_text(text, rule), token_starts, len(text))
 
@@ -87,11 +87,11 @@ def split_text(text: str, rule: SplitRule) -> tuple[Span, ...]:
         rule: How to cut.
 
     Returns:
-        Spans that cover the text, none for a text of nothing but blanks.
+        Spans that cover the text, none for a text without content.
     """
-    if not text.strip():
-        return ()
     separator = re.escape(rule.separator)
+    if not _content_chars(text, separator):
+        return ()
     soft = {match.end() for match in re.finditer(f"(?:{separator})+", text)}
     hard = {match.end() for match in re.finditer(rf"{THINK_END}(?:\s|{separator})*", text)}
     borders = [0, *sorted((soft | hard) - {0, len(text)}), len(text)]
