@@ -151,6 +151,6 @@ def supervised_plan_text(config: SFTTrainerConfig | PRMTrainerConfig) -> str:
         Ranks and batch arithmetic as text.
     """
     shape, unknown = read_shape(config.model.path, config.model.override_config)
-    size = f"{shape.num_params / 1e6:.1f}e6 parameters" if shape is not None else f"size unknown: {unknown}"
+    size = f"{shape.num_params:.3g} parameters" if shape is not None else f"size unknown: {unknown}"
     head = f"  model: {config.model.path} ({size})\n  ranks: {config.trainer.nnodes} x {config.trainer.n_gpus_per_node}"
     return f"Plan of the run\n\n{head}\n\n{SupervisedBatchPlan.from_config(config).table()}"
