@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import ray
@@ -53,10 +54,12 @@ class ResourcePool:
         if self.device == "cuda":
             bundle["GPU"] = float(self.devices_per_node)
         strategy = "STRICT_SPREAD" if self.num_nodes > 1 else "PACK"
-        self._group = placement_group([bundle] * self.num_nodes, strategy=strategy, name=f"verl-{self.name}")
+        # Ray refuses a name that exists, and pools of two runs may live in one namespace
+        name = f"verl-{self.name}-{uuid.uuid4().hex[:8]}"
+        self._group = placement_group([bundle] * self.num_nodes, strategy=strategy, name=name)
         if not self._group.wait(timeout_s):
             available = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
-            remove_placement_group(self._group)
+            self.release()
             raise UserError(
                 f"resource pool {self.name!r} needs {self.num_nodes} node(s) with {bundle} each; "
                 f"the Ray cluster has {available} free on {len(ray.nodes())} node(s) after {timeout_s:.0f} s. "
