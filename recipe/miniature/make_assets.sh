@@ -21,28 +21,33 @@ python3 -m recipe.miniature.models --out "$assets/start" --seed 0
 
 echo "miniature: supervised fine-tuning of the policy"
 python3 -m verl.trainer.sft_trainer \
-    model.path="$assets/start/policy" \
+    model.path="$assets/start/policy_init" \
     data.train_files="$assets/data/sft.parquet" \
     data.train_batch_size=64 \
     data.max_length=128 \
     optim.lr=2e-3 \
     optim.lr_scheduler_type=cosine \
+    fsdp_config.mixed_precision.param_dtype=float32 \
+    model.enable_gradient_checkpointing=False \
     trainer.device=cpu \
     trainer.total_training_steps=500 \
-    trainer.output_dir="$assets/sft"
+    trainer.default_local_dir="$assets/sft"
 mv "$assets/sft/hf" "$assets/policy"
 
 echo "miniature: PRM on labelled steps"
 python3 -m verl.trainer.prm_trainer \
-    model.path="$assets/start/prm" \
+    model.path="$assets/start/prm_init" \
     data.train_files="$assets/data/prm.parquet" \
     data.val_files="$assets/data/prm_test.parquet" \
     data.train_batch_size=64 \
     data.max_length=160 \
     optim.lr=2e-3 \
     optim.lr_scheduler_type=cosine \
+    fsdp_config.mixed_precision.param_dtype=float32 \
+    model.enable_gradient_checkpointing=False \
     trainer.device=cpu \
     trainer.total_training_steps=1000 \
-    trainer.output_dir="$assets/prm_training"
+    trainer.default_local_dir="$assets/prm_training"
 mv "$assets/prm_training/hf" "$assets/prm"
+python3 -m recipe.miniature.probes --out "$assets/prm" --seed 0
 echo "$wanted" >"$assets/.made-from"

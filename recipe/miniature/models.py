@@ -44,7 +44,8 @@ def tiny_config(tied: bool) -> Qwen2Config:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=tied,
-        initializer_range=0.02,
+        # Near 1/sqrt(hidden_size). With the usual 0.02 so small a model learns several times more slowly.
+        initializer_range=0.06,
         rope_theta=10000.0,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
