@@ -38,7 +38,7 @@ _POOL_TIMEOUT_S = 120.0
 _COLUMNS = (
     DisplayColumn("loss", "train/loss", ".4f"),
     DisplayColumn("accuracy", "train/accuracy"),
-    DisplayColumn("held-out loss", "val/loss", ".4f"),
+    DisplayColumn("held-out loss", "val/loss", ".4f", is_news=True),
     DisplayColumn("held-out acc", "val/accuracy"),
     DisplayColumn("grad", "train/grad_norm", ".2f"),
     DisplayColumn("lr", "train/lr", ".1e"),
@@ -76,7 +76,7 @@ def run_main(program: Program, arguments: Sequence[str] | None) -> int:
     Returns:
         Exit code: 0, or 2 when the user has to mend something.
     """
-    faulthandler.enable()
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
     logging.basicConfig(
         level=os.environ.get("VERL_LOGGING_LEVEL", "INFO"), format="%(levelname)s %(name)s: %(message)s"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer's display: a compact live table with a progress bar on a terminal, one line per step in a log file."""
+"""The trainer's display: a compact live table with a progress bar on a terminal, some lines in a log file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+_MOST_LINES = 60  # of a run in a log file, where every training step in a line of its own would drown the rest
+
 
 @dataclass(frozen=True)
 class DisplayColumn:
@@ -21,11 +23,13 @@ class DisplayColumn:
         title: Short heading.
         metric: Metric name.
         style: Python format, e.g. `.3f`.
+        is_news: In a log file a step that has this metric always gets its line.
     """
 
     title: str
     metric: str
     style: str = ".3f"
+    is_news: bool = False
 
 
 class ConsoleDisplay:
@@ -52,6 +56,7 @@ class ConsoleDisplay:
         self._rows: list[list[str]] = []
         self._console = console or Console()
         self._is_live = self._console.is_terminal
+        self._log_every = max(1, total_steps // _MOST_LINES)
         self._total_steps = total_steps
         self._started_s, self._first_step = time.monotonic(), first_step
         self._progress = Progress(
@@ -69,6 +74,9 @@ class ConsoleDisplay:
         self._progress.update(self._task, completed=step)
         if self._live is not None:
             self._live.update(self._render())
+            return
+        is_told = any(column.is_news and cell for column, cell in zip(self._columns, cells, strict=True))
+        if not is_told and 0 < step < self._total_steps and step % self._log_every:
             return
         shown = [f"{column.title} {cell}" for column, cell in zip(self._columns, cells, strict=True) if cell]
         done = max(1, step - self._first_step)

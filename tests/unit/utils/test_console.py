@@ -92,3 +92,14 @@ def test_close_gives_the_terminal_back_and_may_come_twice() -> None:
     shown.close()
     shown.write(1, {"acc": 0.5})
     assert "step 1/30 | accuracy 0.500" in out.getvalue()
+
+
+def test_a_long_run_writes_few_lines_but_all_news() -> None:
+    out = StringIO()
+    columns = [DisplayColumn("loss", "loss"), DisplayColumn("held-out", "val", is_news=True)]
+    shown = ConsoleDisplay(columns, 600, console=Console(file=out, force_terminal=False, width=100))
+    for step in range(1, 601):
+        shown.write(step, {"loss": 1.0} | ({"val": 0.5} if step == 123 else {}))
+    shown.close()
+    steps = [int(line.split()[1].split("/")[0]) for line in out.getvalue().splitlines()]
+    assert steps == [*range(10, 121, 10), 123, *range(130, 601, 10)]

@@ -37,7 +37,7 @@ def display_columns(config: PPOTrainerConfig) -> list[DisplayColumn]:
     """
     val = config.actor_rollout_ref.rollout.val_kwargs
     columns = [
-        DisplayColumn("held-out", f"val/acc/mean@{val.n if val.do_sample else 1}"),
+        DisplayColumn("held-out", f"val/acc/mean@{val.n if val.do_sample else 1}", is_news=True),
         *(column for column in _COLUMNS if config.reward_model.enable or column.title != "PRM"),
     ]
     return [column for column in columns if config.actor_rollout_ref.actor.use_kl_loss or column.title != "KL"]
