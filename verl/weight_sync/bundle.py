@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -78,30 +78,19 @@ def write_bundle(weights: NamedWeights, path: Path, with_digests: bool) -> tuple
         OSError: The folder has not enough room; the partial file is removed.
     """
     manifest = WeightManifest(str(path), [], [], [], [], [])
-    payload_bytes, position = 0, 0
+    num_bytes = 0
     try:
         with path.open("wb") as file:
             for name, tensor in weights:
-                raw = _as_bytes(tensor)
-                file.write(b"\0" * (-position % _ALIGNMENT_BYTES))
-                position += -position % _ALIGNMENT_BYTES
-                manifest.names.append(name)
-                manifest.dtypes.append(str(tensor.dtype).removeprefix("torch."))
-                manifest.shapes.append(list(tensor.shape))
-                manifest.offsets.append(position)
-                if with_digests:
-                    manifest.digests.append(xxhash.xxh3_64_hexdigest(raw))
-                file.write(raw)
-                position += len(raw)
-                payload_bytes += len(raw)
+                num_bytes += _append(file, manifest, name, tensor, with_digests)
     except OSError as error:
         free_bytes = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         path.unlink(missing_ok=True)
         raise OSError(
-            f"weight sync could not write {path} ({payload_bytes} bytes so far, {free_bytes} bytes free there): "
+            f"weight sync could not write {path} ({num_bytes} bytes so far, {free_bytes} bytes free there): "
             f"{error}. Give the container a larger shared memory (docker: --shm-size)"
         ) from error
-    return manifest, payload_bytes
+    return manifest, num_bytes
 
 
 def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
@@ -126,6 +115,20 @@ def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
                 f"weight sync: the bytes of {name!r} in {manifest.path} are not those that were sent"
             )
         yield name, torch.from_numpy(raw).view(dtype).reshape(manifest.shapes[index])
+
+
+def _append(file: BinaryIO, manifest: WeightManifest, name: str, tensor: torch.Tensor, with_digest: bool) -> int:
+    """Write one tensor at the next border and note where; returns its bytes."""
+    raw = _as_bytes(tensor)
+    file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
+    manifest.names.append(name)
+    manifest.dtypes.append(str(tensor.dtype).removeprefix("torch."))
+    manifest.shapes.append(list(tensor.shape))
+    manifest.offsets.append(file.tell())
+    if with_digest:
+        manifest.digests.append(xxhash.xxh3_64_hexdigest(raw))
+    file.write(raw)
+    return len(raw)
 
 
 def _as_bytes(tensor: torch.Tensor) -> memoryview:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from verl.config import PPOTrainerConfig
@@ -30,7 +32,12 @@ class _RemoteScorer:
 
     async def __call__(self, request: ScoreRequest) -> StepLogits:
         """See `ScoreSteps`."""
-        answer: StepLogits = await self._server.score.remote(request)
+        reference = self._server.score.remote(request)
+        try:
+            answer: StepLogits = await reference
+        except asyncio.CancelledError:
+            ray.cancel(reference)  # a request that took too long must not go on keeping the replica busy
+            raise
         return answer
 
 
@@ -101,6 +108,11 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
     return RewardLoop(verifier, manager, score_steps, settings)
 
 
+def _is_gone(error: BaseException) -> bool:
+    """Whether a replica will never answer again: its actor died, or the engine inside (Ray keeps the type)."""
+    return isinstance(error, RayActorError) or any(kind.__name__ == "EngineDeadError" for kind in type(error).__mro__)
+
+
 def _overlong_buffer(config: PPOTrainerConfig) -> OverlongBuffer | None:
     buffer = config.reward_model.overlong_buffer
     if not buffer.enable:
@@ -115,7 +127,7 @@ def _score_steps(config: PPOTrainerConfig, prm_servers: Sequence[Any]) -> ScoreS
         max_in_flight=config.reward_model.max_num_seqs,
         timeout_s=config.reward_model.timeout_s,
         max_attempts=config.reward_model.max_retries + 1,
-        is_dead=lambda error: isinstance(error, RayActorError),
+        is_dead=_is_gone,
     )
     return spread_over([_RemoteScorer(server) for server in prm_servers], settings)
 
