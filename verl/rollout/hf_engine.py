@@ -8,7 +8,8 @@ its batch ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class HFEngine:
             trust_remote_code=self._spec.trust_remote_code,
         )
         self._model = model.to(self._device).eval()
+        # `generate` fills what a request leaves open from here: nothing may come from the model folder
+        self._model.generation_config = GenerationConfig()
         torch.manual_seed(self._spec.seed)
         self._loop_task = asyncio.create_task(self._serve())
 
@@ -75,9 +78,12 @@ class HFEngine:
         """
         received = {name: tensor.to(self._device) for name, tensor in read_bundle(WeightManifest(**payload))}
         missing, unexpected = self._model.load_state_dict(received, strict=False)
-        tied = set(getattr(self._model, "_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
-            raise RuntimeError(f"weight sync: unexpected {unexpected}, missing {sorted(set(missing) - tied)}")
+        own = self._model.state_dict()
+        filled = {own[name].data_ptr() for name in received if name in own}
+        # a tied head has no tensor of its own and came with the embedding
+        lacking = [name for name in missing if own[name].data_ptr() not in filled]
+        if unexpected or lacking:
+            raise RuntimeError(f"weight sync: unexpected {unexpected}, missing {lacking}")
 
     async def finish_update(self, version: int) -> None:
         """See `RolloutEngine.finish_update`."""
@@ -118,6 +124,8 @@ class HFEngine:
         results = await asyncio.gather(asyncio.to_thread(self._sample, requests), return_exceptions=True)
         outcome = results[0]
         for index, (_, future) in enumerate(batch):
+            if future.done():  # the caller gave up
+                continue
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
@@ -130,11 +138,12 @@ class HFEngine:
         pad = [width - len(request.prompt_token_ids) for request in requests]
         input_ids = torch.tensor([[0] * n + request.prompt_token_ids for n, request in zip(pad, requests, strict=True)])
         attention_mask = (torch.arange(width)[None] >= torch.tensor(pad)[:, None]).long()
-        output = self._model.generate(
-            input_ids=input_ids.to(self._device),
-            attention_mask=attention_mask.to(self._device),
-            generation_config=generation_config(sampling),
-        )
+        with self._random_numbers(sampling.seed):
+            output = self._model.generate(
+                input_ids=input_ids.to(self._device),
+                attention_mask=attention_mask.to(self._device),
+                generation_config=generation_config(sampling),
+            )
         tokens = output.sequences[:, width:].cpu()
         # `scores` are the logits after temperature: the distribution that was sampled
         log_probs = torch.stack(
@@ -148,6 +157,16 @@ class HFEngine:
             self._cut(request, tokens[row].tolist(), log_probs[row].tolist(), sampling)
             for row, request in enumerate(requests)
         ]
+
+    @contextmanager
+    def _random_numbers(self, seed: int | None) -> Iterator[None]:
+        """Draw from a stream of their own for requests with a seed, else from the engine's."""
+        if seed is None:
+            yield
+            return
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _cut(
         self, request: GenerationRequest, tokens: list[int], log_probs: list[float], sampling: SamplingSettings
