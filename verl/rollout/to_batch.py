@@ -42,9 +42,14 @@ def to_batch(prompts: DataProto, outputs: Sequence[Sequence[RolloutOutput]], pad
 
     Returns:
         [S = B * G] rows with the columns of stages 1 and 2, padded to the longest response of this batch.
+
+    Raises:
+        ValueError: Groups differ in size, so that responses would stand beside other groups' prompts.
     """
     flat = [output for group in outputs for output in group]
     group_size = len(outputs[0])
+    if any(len(group) != group_size for group in outputs):
+        raise ValueError(f"groups of different size: {[len(group) for group in outputs]} responses")
     width = max(1, max(len(output.generation.token_ids) for output in flat))
     shape = (len(flat), width)
     responses = torch.full(shape, pad_token_id, dtype=torch.int64)
