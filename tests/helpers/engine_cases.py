@@ -32,7 +32,7 @@ NUM_ROWS = 8
 TEMPERATURE = 0.7
 ENTROPY_COEFF = 0.05
 KL_COEF = 0.1
-LR = 3e-3
+LR = 1e-3
 CLIP_GRAD = 0.5
 WIDTHS = ([3, 9, 1, 5, 2, 7, 4, 6], [7, 1, 12, 4, 9, 3, 2, 5])
 OPTIMIZER = OptimizerSpec(lr=LR, weight_decay=0.1, clip_grad=CLIP_GRAD, warmup_steps=2)
