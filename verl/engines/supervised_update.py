@@ -17,7 +17,6 @@ from verl.engines.packing import LabelledSequences, PackedSequences, PaddedSeque
 from verl.engines.update_metrics import UpdateMetrics
 
 SupervisedBatch = PaddedSequences | LabelledSequences
-NUM_TARGETS = "num_targets"
 
 
 @dataclass(frozen=True)

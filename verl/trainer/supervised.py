@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from verl.config.sft import SupervisedTrainerConfig
-from verl.engines.supervised_update import NUM_TARGETS
 from verl.protocol import DataProto
 from verl.utils.timing import StageTimer
 from verl.utils.tracking import MetricWriter
@@ -36,7 +35,7 @@ class Group(Protocol):
         ...
 
     def evaluate(self, batch: DataProto) -> list[dict[str, float]]:
-        """Measure the loss."""
+        """Measure the loss; `num_targets` says over how many targets."""
         ...
 
     def save_checkpoint(self, folder: str) -> Any:
@@ -124,7 +123,7 @@ class SupervisedTrainer:
         num_targets = 0.0
         for rows in self._data.val or ():
             metrics = self._group.evaluate(self._data.encode(rows, self._group.world_size))[0]
-            count = metrics.pop(NUM_TARGETS)
+            count = metrics.pop("num_targets")
             num_targets += count
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value * count

@@ -9,7 +9,7 @@ import torch
 
 from verl.engines.base import build_engine
 from verl.engines.packing import LabelledSequences, PaddedSequences
-from verl.engines.supervised_update import NUM_TARGETS, SupervisedBatch, evaluate_supervised, update_supervised
+from verl.engines.supervised_update import SupervisedBatch, evaluate_supervised, update_supervised
 from verl.protocol import DataProto
 from verl.single_controller import Dispatch, Worker, WorkerPlace, register
 from verl.utils.device import ensure_process_group, resolve_device
@@ -77,7 +77,7 @@ class SupervisedWorker(Worker):
             Means over the targets of all ranks, and `num_targets`; the same on every rank.
         """
         metrics, num_targets = evaluate_supervised(self._engine, _decode(batch), self._micro)
-        return metrics | {NUM_TARGETS: num_targets}
+        return metrics | {"num_targets": num_targets}
 
     @register(Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, folder: str) -> None:
