@@ -137,12 +137,16 @@ def _read_parquet(path: Path, key: str) -> Iterator[Row]:
 
 
 def _read_json(path: Path, key: str) -> Iterator[Row]:
+    for number, line in enumerate(_read_lines(path, key), start=1):
+        if line.strip():
+            place = f"{path} line {number}"
+            yield Row(_parse_line(line, place, key), place)
+
+
+def _read_lines(path: Path, key: str) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    place = f"{path} line {number}"
-                    yield Row(_parse_line(line, place, key), place)
+            yield from lines
     except (UnicodeDecodeError, OSError) as error:
         raise UserError.for_key(key, str(path), f"not readable as UTF-8 text: {error}", "Write it again") from error
 

@@ -87,3 +87,27 @@ def check_data_sources(data_sources: Iterable[str]) -> None:
     """
     for data_source in sorted(set(data_sources)):
         get_scorer(data_source)
+
+
+def default_compute_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Judge a response with the shipped scorer, in the form a custom reward function returns.
+
+    For the user's own functions, which often start from the shipped score. It may take long on a hostile answer: call
+    it where a time limit is kept, as custom reward functions are.
+
+    Args:
+        data_source: The row's `data_source`.
+        solution_str: The response.
+        ground_truth: The true answer.
+        extra_info: The row's further fields.
+
+    Returns:
+        `score`, `acc` (whether it is correct) and `pred` (the answer found, or None).
+
+    Raises:
+        UserError: No scorer is registered for the data source.
+    """
+    verdict = get_scorer(data_source)(solution_str, ground_truth, extra_info or {})
+    return {"score": verdict.score, "acc": verdict.is_correct, "pred": verdict.predicted}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from verl.rewards.loader import read_result
 from verl.rewards.scores import registry
 from verl.rewards.scores.boxed import score_boxed, score_boxed_or_line
 from verl.rewards.scores.dapo import score_dapo
@@ -38,3 +39,10 @@ def test_a_registered_scorer_comes_first_and_only_once():
     assert registry.known_data_sources()[0] == "unit/test_gsm8k"
     with pytest.raises(UserError, match="once"):
         registry.register_scorer("unit/test_gsm8k", score_length)
+
+
+def test_the_shipped_score_can_be_called_from_a_custom_function():
+    scored = registry.default_compute_score("math_dapo", "Answer: 34", "34")
+    assert scored == {"score": 1.0, "acc": True, "pred": "34"}
+    verdict = read_result(registry.default_compute_score("math_dapo", "none", "34", {"index": 1}))
+    assert verdict == RuleVerdict(-1.0, False, None)
