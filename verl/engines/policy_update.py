@@ -100,8 +100,8 @@ def update_policy(engine: TrainEngine, batch: PolicyBatch, spec: PolicyUpdateSpe
         spec: The update.
 
     Returns:
-        Means over the optimizer steps, by names `actor/...` (see `UpdateMetrics`): `pg_loss`, `pg_clipfrac` and the
-        other sums of the policy loss, `kl_loss`, `entropy` as far as they are in the loss.
+        Means over the optimizer steps, by names `actor/...` (see `UpdateMetrics`): `loss`, `pg_loss`,
+        `pg_clipfrac`, `ppo_kl` and whatever else the policy loss counts, `kl_loss` and `entropy` where they are on.
 
     Raises:
         ValueError: Ranks hold different numbers of rows, or the KL loss lacks `ref_log_prob`.
@@ -159,7 +159,7 @@ class PolicyLossShare:
             log_probs, self.batch.old_log_probs[rows], self.batch.advantages[rows], mask, spec.clip
         )
         loss = self._aggregate(policy.loss, mask)
-        metrics = {f"pg_{name}": total / self.counts.num_tokens for name, total in policy.metric_sums.items()}
+        metrics = {_metric_name(n): total / self.counts.num_tokens for n, total in policy.metric_sums.items()}
         metrics["pg_loss"] = loss
         if outputs.entropy is not None:
             entropy = self._aggregate(micro_batch.scatter(outputs.entropy), mask)
@@ -174,6 +174,11 @@ class PolicyLossShare:
 
     def _aggregate(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return agg_loss(values, mask, self.spec.loss_agg_mode, self.counts)
+
+
+def _metric_name(name: str) -> str:
+    """Users know `actor/pg_clipfrac` and `actor/ppo_kl`."""
+    return f"pg_{name}" if name.startswith("clip") else name
 
 
 def mini_batch_rows(num_rows: int, size: int, shuffle_seed: int | None, epoch: int) -> Iterator[list[int]]:

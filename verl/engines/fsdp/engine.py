@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from verl.engines.base import EngineSpec, HeadOutputs, HeadRequest, LossFn, OptimizerReport, OptimizerSpec
 from verl.engines.fsdp.checkpoint import load_checkpoint, save_checkpoint
-from verl.engines.fsdp.sharding import build_sharded, make_mesh, root_of
+from verl.engines.fsdp.sharding import build_sharded, make_mesh, reshard_all
 from verl.engines.fsdp.weights import named_full_weights
 from verl.engines.hf_export import write_hf_folder
 from verl.engines.lr_schedule import lr_at
@@ -66,8 +66,7 @@ class FSDPEngine:
         """
         self.module.eval()
         results = [self.module.outputs(micro_batch.to(self.device), head) for micro_batch in micro_batches]
-        # The root unit stays gathered after a forward pass, waiting for a backward pass that does not come here.
-        root_of(self.module).reshard()
+        reshard_all(self.module)
         return results
 
     def forward_backward(
@@ -167,7 +166,7 @@ class FSDPEngine:
         if self.device.type == "cpu" or self.spec.sharding.cpu_offload:
             return
         if weights:
-            root_of(self.module).reshard()
+            reshard_all(self.module)
             self.module.to(target)
         if optimizer and self._optimizer is not None:
             for state in self._optimizer.state.values():

@@ -119,9 +119,18 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def root_of(module: nn.Module) -> FSDPModule:
-    """Return a sharded module under its second type."""
-    return _as_fsdp(module)
+def reshard_all(module: nn.Module) -> None:
+    """Free every gathered weight of a sharded module.
+
+    After a forward pass without a backward pass some units stay gathered: the root, and all of them without
+    `reshard_after_forward`. Their parameters would then read as whole tensors in the compute dtype.
+
+    Args:
+        module: The sharded module.
+    """
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
 
 
 def _as_fsdp(module: nn.Module) -> FSDPModule:

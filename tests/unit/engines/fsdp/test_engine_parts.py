@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from tests.helpers.engine_cases import CASES, engine_spec, one_rank_group, plain_log_probs, training_batch
 from tests.helpers.tiny_models import save_tiny_model, tiny_model
-from verl.engines.base import EngineSpec, HeadRequest, PrecisionSpec, build_engine
+from verl.engines.base import EngineSpec, HeadRequest, PrecisionSpec, ShardingSpec, build_engine
 from verl.engines.fsdp.engine import FSDPEngine
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.token_log_probs import compute_log_probs
@@ -31,8 +31,10 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("tied"))
 
 
-def test_weights_after_a_forward_pass_are_still_the_master_weights(model_path: str) -> None:
-    engine = FSDPEngine(engine_spec(model_path, CASES["bf16"]))
+@pytest.mark.parametrize("reshards", [True, False])
+def test_weights_after_a_forward_pass_are_still_the_master_weights(model_path: str, reshards: bool) -> None:
+    sharding = ShardingSpec(reshard_after_forward=reshards)
+    engine = FSDPEngine(engine_spec(model_path, replace(CASES["bf16"], sharding=sharding)))
     compute_log_probs(engine, training_batch(0).sequences, MicroBatchSpec(), HeadRequest())
     for name, parameter in tiny_model().named_parameters():
         assert dict(engine.named_weights())[name].equal(parameter)
