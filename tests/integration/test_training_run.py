@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of the real entry point: Ray, rollout servers, a served PRM, FSDP2, weight sync, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.tiny_run import make_assets, run_arguments, with_prm
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_assets(tmp_path_factory.mktemp("assets"))
+
+
+def train(arguments: list[str], timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+
+
+@pytest.mark.vllm
+def test_process_rewards_with_vllm_from_prompts_to_checkpoint(assets: Path, tmp_path: Path) -> None:
+    done = train([*run_arguments(assets, tmp_path), *with_prm(assets), "actor_rollout_ref.rollout.name=vllm"])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "weight sync proved" in done.stderr
+    assert "PRM self-test passed" in done.stderr
+
+    metrics = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    for row in metrics[1:]:
+        assert row["actor/grad_norm"] > 0
+        assert row["rollout/log_prob_diff/max"] < 1e-4  # every step samples from the weights it was synced
+        assert row["reward/prm_failed/count"] == 0
+    assert "val/acc/mean@2" in metrics[0] and "val/acc/mean@2" in metrics[2]
+
+    responses = read_rows(tmp_path / "rollouts" / "2.jsonl")
+    assert len(responses) == 16
+    for response in responses:
+        assert response["prm_status"] in ("scored", "retried")
+        assert "".join(step["text"] for step in response["steps"]) in ("", response["response"])
+        assert all(0.0 <= step["score"] <= 1.0 for step in response["steps"])
+    assert any(response["steps"] for response in responses)
+
+    trained, start = weights_of(tmp_path / "hf"), weights_of(assets / "policy_init")
+    assert trained.keys() == start.keys()
+    assert max(float((trained[name] - start[name]).abs().max()) for name in start) > 1e-4
+    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+    assert (tmp_path / "checkpoints" / "global_step_2" / "trainer_state.json").is_file()
+    assert not list((tmp_path / "checkpoints").glob("*.tmp"))
+
+
+def test_two_ranks_with_transformers_generation_resume_where_they_stopped(assets: Path, tmp_path: Path) -> None:
+    arguments = [
+        *run_arguments(assets, tmp_path),
+        "actor_rollout_ref.rollout.name=hf",
+        "trainer.n_gpus_per_node=2",
+        "algorithm.adv_estimator=grpo",
+    ]
+    first = train(arguments)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    second = train([*arguments, "trainer.total_training_steps=3", "trainer.val_before_train=False"])
+    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
+    assert "resumed from" in second.stderr and "at training step 2" in second.stderr
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert (tmp_path / "checkpoints" / "global_step_3").is_dir()
