@@ -162,6 +162,5 @@ def actor_environment(device: str) -> dict[str, str]:
     }
     if device == "cpu":
         # two OpenMP threads beside another process on the same core were 35 times slower than one
-        environment |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "GLOO_SOCKET_IFNAME": "lo"}
-        environment |= {"VLLM_HOST_IP": "127.0.0.1"}
+        environment |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_HOST_IP": "127.0.0.1"}
     return environment
