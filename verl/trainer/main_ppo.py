@@ -131,9 +131,11 @@ def run_ppo(loaded: LoadedConfig[PPOTrainerConfig]) -> None:
     config = loaded.config
     for notice in loaded.notices:
         logger.warning("%s", notice)
-    logger.info("plan of this run\n%s", build_plan(config).text())
-    if config.trainer.dry_run:
+    plan = build_plan(config).text()
+    if config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it
+        Console().print(plan, highlight=False, markup=False, soft_wrap=True)
         return
+    logger.info("%s", plan)
     check_files(config)
     custom = config.custom_reward_function
     resolve_function(custom.path, custom.name, custom.reward_kwargs)
