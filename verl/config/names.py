@@ -29,7 +29,7 @@ DType = Literal["bfloat16", "float32", "float16"]
 DTYPES: tuple[str, ...] = get_args(DType)
 LRSchedule = Literal["constant", "cosine"]
 LR_SCHEDULES: tuple[str, ...] = get_args(LRSchedule)
-WeightSyncBackend = Literal["auto", "shared_memory", "ipc", "nccl"]
+WeightSyncBackend = Literal["auto", "shared_memory", "ipc"]
 WEIGHT_SYNC_BACKENDS: tuple[str, ...] = get_args(WeightSyncBackend)
 
 Truncation = Literal["error", "left", "right", "middle"]

@@ -39,7 +39,8 @@ def reward_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
 
 def _estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
     name = config.algorithm.adv_estimator
-    if name not in ADV_ESTIMATORS:
+    # a user's own estimator is registered by external_lib, which is imported (and the name looked up) before Ray starts
+    if name not in ADV_ESTIMATORS and not config.actor_rollout_ref.model.external_lib:
         allowed, mend = describe_choices(name, ADV_ESTIMATORS)
         if name == "gae":
             mend = "There is no critic: use 'grpo'"

@@ -74,8 +74,7 @@ class RolloutConfig:
     log_prob_max_token_len_per_gpu: int | None = limited(None, low=1)
     """Old log-probs: most tokens in one forward on one rank; null = the actor's budget. Unit: tokens."""
     weight_sync_backend: WeightSyncBackend = "auto"
-    """How new weights reach the servers: `ipc` (same GPUs), `nccl` (other GPUs), `shared_memory` (CPU); auto
-    chooses by placement."""
+    """How new weights reach the servers: `ipc` (same GPUs) or `shared_memory` (CPU); auto chooses by device."""
     timeout_s: float = limited(3600.0, above=0.0)
     """Longest wait for all responses of a batch. Unit: seconds."""
     start_timeout_s: float = limited(900.0, above=0.0)

@@ -9,6 +9,7 @@ Whatever the user got wrong is said in one message before Ray starts; exit code 
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from verl.algorithms import get_adv_estimator_fn
 from verl.config import PPOTrainerConfig
 from verl.config.files import check_files
 from verl.config.hydra import LoadedConfig, load_config, parse_command_line
@@ -137,6 +139,9 @@ def run_ppo(loaded: LoadedConfig[PPOTrainerConfig]) -> None:
         return
     logger.info("%s", plan)
     check_files(config)
+    if config.actor_rollout_ref.model.external_lib:
+        importlib.import_module(config.actor_rollout_ref.model.external_lib)
+    get_adv_estimator_fn(config.algorithm.adv_estimator)
     custom = config.custom_reward_function
     resolve_function(custom.path, custom.name, custom.reward_kwargs)
     check_reward_model(config)
@@ -152,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 when the user has to mend something.
     """
-    faulthandler.enable()
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
     logging.basicConfig(
         level=os.environ.get("VERL_LOGGING_LEVEL", "INFO"), format="%(levelname)s %(name)s: %(message)s"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import torch
+from transformers.utils import logging as transformers_logging
 
 from verl.config import PPOTrainerConfig
 from verl.engines.base import EngineSpec, HeadRequest, TrainEngine, build_engine
@@ -85,6 +86,9 @@ class ActorRolloutRefWorker(Worker):
             torch.set_num_threads(1)
         device = resolve_device(self._device_name, self.place.local_rank)
         ensure_process_group(device)
+        if self._config.actor_rollout_ref.model.external_lib:
+            importlib.import_module(self._config.actor_rollout_ref.model.external_lib)
+        transformers_logging.disable_progress_bar()  # its bars would end up in the driver's log, line by line
         torch.manual_seed(self._config.trainer.seed)
         self._actor = self._build(actor_engine_spec(self._config, self._device_name, total_optimizer_steps))
         if self._config.needs_reference:
