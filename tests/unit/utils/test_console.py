@@ -46,13 +46,14 @@ def test_a_line_longer_than_the_console_is_not_broken() -> None:
     assert len(out.getvalue().splitlines()) == 1
 
 
-def test_time_left_after_the_last_step_is_zero_also_when_resumed() -> None:
+def test_time_left_counts_the_steps_of_this_run_only() -> None:
     shown, out = display(is_terminal=False, first_step=10)
-    shown.write(30, {})
-    assert out.getvalue().endswith("left 0.0 min\n")
     shown.write(10, {})  # the validation before the first step of a resumed run
+    shown._started_s -= 600  # ten steps in ten minutes: ten more take as long
+    shown.write(20, {})
+    shown.write(30, {})
     shown.close()
-    assert "step 10/30" in out.getvalue()
+    assert [line.split(" left ")[1] for line in out.getvalue().splitlines()] == ["0.0 min", "10.0 min", "0.0 min"]
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

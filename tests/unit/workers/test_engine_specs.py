@@ -62,7 +62,7 @@ def test_optimizer_takes_every_key() -> None:
 
 @pytest.mark.parametrize(
     ("steps", "ratio", "warmup"),
-    [(-1, 0.1, 4), (-1, 0.0, 0), (-1, 1.0, 40), (0, 0.5, 0), (3, 0.5, 3)],
+    [(-1, 0.1, 4), (-1, 0.0725, 3), (-1, 0.0, 0), (-1, 1.0, 40), (0, 0.5, 0), (3, 0.5, 3)],
 )
 def test_warm_up_in_steps_wins_over_a_share_of_the_run(steps: int, ratio: float, warmup: int) -> None:
     optim = OptimConfig(lr_warmup_steps=steps, lr_warmup_steps_ratio=ratio)
