@@ -51,7 +51,7 @@ class Sizes:
     train: int = 4096
     test: int = 256
     sft: int = 32_000
-    prm: int = 24_000
+    prm: int = 32_000
     prm_test: int = 512
     wrong_steps: float = 0.2
 
@@ -123,7 +123,7 @@ def _demonstration(problem: Problem, wrong_steps: float, rng: random.Random) -> 
 
 
 def _labelled(problem: Problem, place: int, rng: random.Random) -> dict[str, Any]:
-    """A solution with labels: true up to the first error, false from there on, as `check_steps` says."""
+    """A solution with the labels that `check_steps` gives."""
     solution = solve(problem, rng, PRM_ERROR_RATES[place % len(PRM_ERROR_RATES)], ERROR_KINDS)
     return {
         "prompt": problem.text,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The miniature's problems: a chain of five one-digit numbers, worked out one operation per step.
 
-    problem    4*7-9+8-3
-    solution   4*7=28, 28-9=19, 19+8=27, 27-3=24, Answer: 24     (steps separated by blank lines)
+    problem    4*3-9+8-3
+    solution   4*3=12, 12-9=3, 3+8=11, 11-3=8, Answer: 8     (steps separated by blank lines)
 
 Only the first operation may be a product, so working from left to right is what the notation means. Results stay within
--99 and 99. Every step can be checked. Knows no file, tokenizer or model.
+0 and 20. Every step can be checked. Knows no file, tokenizer or model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 NUM_OPERANDS = 5
-LARGEST = 99
+SMALLEST, LARGEST = 0, 20
 STEP_SEPARATOR = "\n\n"
 ANSWER = "Answer: "
 
@@ -27,6 +27,7 @@ ERROR_KINDS: tuple[ErrorKind, ...] = ("arithmetic", "carry", "operand", "skip", 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _PROBLEM = re.compile(r"(\d)((?:[-+*]\d)+)")
 _TERM = re.compile(r"([-+*])(\d)")
+_STEP = re.compile(r"-?\d{1,6}[-+*]\d{1,6}=(-?\d{1,6})")
 _MAX_TRIES = 20
 
 
@@ -91,7 +92,7 @@ def draw_problem(rng: random.Random) -> Problem:
     while True:
         terms = tuple((rng.choice("+-*" if k == 0 else "+-"), rng.randint(1, 9)) for k in range(NUM_OPERANDS - 1))
         problem = Problem(rng.randint(1, 9), terms)
-        if all(abs(result) <= LARGEST for result in problem.results()):
+        if all(SMALLEST <= result <= LARGEST for result in problem.results()):
             return problem
 
 
@@ -151,9 +152,9 @@ def solve(problem: Problem, rng: random.Random, error_rate: float, kinds: tuple[
 def check_steps(problem: str, response: str) -> list[bool]:
     """Judge every step of a response.
 
-    A step is right when it is the operation that is next, done on the true result so far, with the true outcome, and
-    every step before it is right: from the first error on all are wrong. The answer is right when it is the true one
-    and no step before it is wrong; an answer without any steps is judged by its value alone.
+    A step is right when it does the operation that is next, on the result that the text before it states, and gets it
+    right; so a step that follows correctly from a wrong one is right itself. The answer, which closes the whole, is
+    right when it is the true one and no step is wrong; an answer without any steps is judged by its value alone.
 
     Args:
         problem: The problem's text.
@@ -163,19 +164,18 @@ def check_steps(problem: str, response: str) -> list[bool]:
         One verdict for each piece between blank lines.
     """
     chain = parse_problem(problem)
-    expected, before = [], chain.first
-    for (sign, number), result in zip(chain.terms, chain.results(), strict=True):
-        expected.append(f"{before}{sign}{number}={result}")
-        before = result
-    pieces = [piece.strip() for piece in response.split(STEP_SEPARATOR) if piece.strip()]
+    stated = chain.first
     verdicts: list[bool] = []
-    is_right = True
-    for place, piece in enumerate(pieces):
+    for place, piece in enumerate(filter(None, map(str.strip, response.split(STEP_SEPARATOR)))):
+        found = _STEP.fullmatch(piece)
         if piece.startswith(ANSWER.strip()):
-            is_right = is_right and piece.removeprefix(ANSWER.strip()).strip() == str(chain.answer)
+            verdicts.append(all(verdicts) and piece.removeprefix(ANSWER.strip()).strip() == str(chain.answer))
+        elif found is None or place >= len(chain.terms):
+            verdicts.append(False)
         else:
-            is_right = is_right and place < len(expected) and piece == expected[place]
-        verdicts.append(is_right)
+            sign, number = chain.terms[place]
+            verdicts.append(piece == f"{stated}{sign}{number}={_OPERATIONS[sign](stated, number)}")
+            stated = int(found[1])
     return verdicts
 
 
@@ -204,6 +204,6 @@ def _nearby(value: int, rng: random.Random) -> int:
     other = value
     for _ in range(_MAX_TRIES):
         other = value + rng.choice((-1, 1)) * rng.randint(1, 9)
-        if abs(other) <= LARGEST:
+        if SMALLEST <= other <= LARGEST:
             break
     return other
