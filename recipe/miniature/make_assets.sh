@@ -19,34 +19,39 @@ echo "miniature: data and random models"
 python3 -m recipe.miniature.data --out "$assets/data" --seed 0
 python3 -m recipe.miniature.models --out "$assets/start" --seed 0
 
+# two ranks: nothing else runs yet, so both cores are free
+common=(
+    fsdp_config.mixed_precision.param_dtype=float32
+    model.enable_gradient_checkpointing=False
+    data.train_batch_size=64
+    trainer.device=cpu
+    trainer.n_gpus_per_node=2
+    trainer.total_epochs=10
+)
+
 echo "miniature: supervised fine-tuning of the policy"
-python3 -m verl.trainer.sft_trainer \
+python3 -m verl.trainer.sft_trainer "${common[@]}" \
     model.path="$assets/start/policy_init" \
     data.train_files="$assets/data/sft.parquet" \
-    data.train_batch_size=64 \
     data.max_length=128 \
     optim.lr=2e-3 \
     optim.lr_scheduler_type=cosine \
-    fsdp_config.mixed_precision.param_dtype=float32 \
-    model.enable_gradient_checkpointing=False \
-    trainer.device=cpu \
     trainer.total_training_steps=500 \
     trainer.default_local_dir="$assets/sft"
 mv "$assets/sft/hf" "$assets/policy"
 
-echo "miniature: PRM on labelled steps"
-python3 -m verl.trainer.prm_trainer \
-    model.path="$assets/start/prm_init" \
+echo "miniature: PRM on labelled steps; like the published PRMs it starts from a language model, here the policy"
+python3 -m verl.trainer.prm_trainer "${common[@]}" \
+    model.path="$assets/policy" \
     data.train_files="$assets/data/prm.parquet" \
     data.val_files="$assets/data/prm_test.parquet" \
-    data.train_batch_size=64 \
     data.max_length=160 \
-    optim.lr=2e-3 \
+    optim.lr=1e-3 \
+    optim.betas='[0.9,0.95]' \
     optim.lr_scheduler_type=cosine \
-    fsdp_config.mixed_precision.param_dtype=float32 \
-    model.enable_gradient_checkpointing=False \
-    trainer.device=cpu \
-    trainer.total_training_steps=1000 \
+    optim.min_lr_ratio=0.1 \
+    trainer.total_training_steps=1200 \
+    trainer.test_freq=200 \
     trainer.default_local_dir="$assets/prm_training"
 mv "$assets/prm_training/hf" "$assets/prm"
 python3 -m recipe.miniature.probes --out "$assets/prm" --seed 0
