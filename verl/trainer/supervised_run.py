@@ -90,10 +90,13 @@ def run_main(program: Program, arguments: Sequence[str] | None) -> int:
         loaded = load_config(line.config_name, line.overrides, program.root, line.config_dir)
         for notice in loaded.notices:
             logger.warning("%s", notice)
-        logger.info("%s", supervised_plan_text(loaded.config))
-        if not loaded.config.trainer.dry_run:
-            check_files(loaded.config)
-            run_supervised(loaded, program.read_data(loaded.config), program.name)
+        plan = supervised_plan_text(loaded.config)
+        if loaded.config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it
+            Console().print(plan, highlight=False, markup=False, soft_wrap=True)
+            return 0
+        logger.info("%s", plan)
+        check_files(loaded.config)
+        run_supervised(loaded, program.read_data(loaded.config), program.name)
     except UserError as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 2

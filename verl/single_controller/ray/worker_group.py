@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 
 from verl.single_controller.base.decorator import Dispatch, dispatch_mode_of, join_results, split_arguments
 from verl.single_controller.base.worker import Worker, WorkerPlace
@@ -114,13 +115,16 @@ class RayWorkerGroup:
 
     def _wait(self, references: list[Any], method: str, timeout_s: float | None) -> list[Any]:
         """Results in rank order; the first failure of any rank ends the wait, the others could hang in a collective."""
-        pending = list(references)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pending, results = list(references), [None] * len(references)
         while pending:
-            done, pending = ray.wait(pending, num_returns=1, timeout=timeout_s)
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, pending = ray.wait(pending, num_returns=1, timeout=left_s)
             if not done:
                 raise RuntimeError(f"{self._name}.{method}: {len(pending)} rank(s) did not answer in {timeout_s} s")
+            rank = references.index(done[0])
             try:
-                ray.get(done[0])
-            except (RayActorError, GetTimeoutError) as error:
-                raise RuntimeError(f"{self._name}.{method}: rank {references.index(done[0])} died: {error}") from error
-        return ray.get(references)
+                results[rank] = ray.get(done[0])
+            except RayActorError as error:
+                raise RuntimeError(f"{self._name}.{method}: rank {rank} died: {error}") from error
+        return results

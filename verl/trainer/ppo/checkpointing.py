@@ -102,7 +102,12 @@ class CheckpointFolders:
                 )
             return path
         complete = self._complete()
-        return self._root / f"global_step_{complete[-1]}" if complete else None
+        if not complete:
+            return None
+        # the one written last: a run that went back to an earlier checkpoint has left later ones behind
+        marker = self._root / _LATEST
+        last = int(marker.read_text()) if marker.is_file() else complete[-1]
+        return self._root / f"global_step_{last if last in complete else complete[-1]}"
 
     def _complete(self) -> list[int]:
         matches = (_FOLDER.fullmatch(path.name) for path in self._root.glob("global_step_*"))

@@ -110,3 +110,11 @@ def test_trainer_state_comes_back_with_tensors_and_random_states(tmp_path: Path)
     assert read_data["sampler"]["rng"] == data["sampler"]["rng"]
     assert read_data["sampler"]["order"].tolist() == [0, 1, 2, 3]
     assert read_data["epoch"] == 2
+
+
+def test_a_run_that_went_back_resumes_from_what_it_wrote_last(tmp_path: Path) -> None:
+    folders = folders_in(tmp_path)
+    for step in (10, 30, 20):
+        save(folders, step)
+    resumed = folders.to_resume()
+    assert resumed is not None and resumed.name == "global_step_20"
