@@ -27,6 +27,9 @@ common=(
     trainer.device=cpu
     trainer.n_gpus_per_node=2
     trainer.total_epochs=10
+    optim.betas='[0.9,0.95]'
+    optim.lr_warmup_steps=30
+    optim.lr_scheduler_type=cosine
 )
 
 echo "miniature: supervised fine-tuning of the policy"
@@ -35,7 +38,6 @@ python3 -m verl.trainer.sft_trainer "${common[@]}" \
     data.train_files="$assets/data/sft.parquet" \
     data.max_length=128 \
     optim.lr=2e-3 \
-    optim.lr_scheduler_type=cosine \
     trainer.total_training_steps=500 \
     trainer.default_local_dir="$assets/sft"
 mv "$assets/sft/hf" "$assets/policy"
@@ -47,10 +49,8 @@ python3 -m verl.trainer.prm_trainer "${common[@]}" \
     data.val_files="$assets/data/prm_test.parquet" \
     data.max_length=160 \
     optim.lr=1e-3 \
-    optim.betas='[0.9,0.95]' \
-    optim.lr_scheduler_type=cosine \
     optim.min_lr_ratio=0.1 \
-    trainer.total_training_steps=1200 \
+    trainer.total_training_steps=1000 \
     trainer.test_freq=200 \
     trainer.default_local_dir="$assets/prm_training"
 mv "$assets/prm_training/hf" "$assets/prm"
