@@ -8,11 +8,7 @@ Whatever the user got wrong is said in one message before Ray starts; exit code 
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
-import logging
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,12 +19,12 @@ from rich.console import Console
 
 from verl.algorithms import get_adv_estimator_fn
 from verl.config import PPOTrainerConfig
-from verl.config.files import check_files
-from verl.config.hydra import LoadedConfig, load_config, parse_command_line
+from verl.config.hydra import LoadedConfig
 from verl.config.plan import build_plan
 from verl.data.rl_dataset import PromptSettings, RLDataset
 from verl.data.sampler import LoaderSettings, build_dataloader
 from verl.rewards.loader import resolve_function
+from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import ResourcePoolManager, connect_ray
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.ppo.reward_setup import check_reward_model
@@ -36,11 +32,8 @@ from verl.trainer.ppo.runtime import start_runtime
 from verl.trainer.ppo.summary import closing_text, display_columns
 from verl.utils.console import ConsoleDisplay
 from verl.utils.device import resolve_device
-from verl.utils.errors import UserError
 from verl.utils.tokenizer import load_tokenizer
 from verl.utils.tracking import MetricWriter, RunInfo, Tracker
-
-logger = logging.getLogger(__name__)
 
 
 class TaskRunner:
@@ -122,23 +115,15 @@ def total_training_steps(config: PPOTrainerConfig, batches_per_epoch: int) -> in
 
 
 def run_ppo(loaded: LoadedConfig[PPOTrainerConfig]) -> None:
-    """Check what can be checked without devices, show the plan, and train.
+    """Check what can be checked without devices, and train.
 
     Args:
-        loaded: The configuration with its notices.
+        loaded: The configuration with its notices; its files have been looked for.
 
     Raises:
-        UserError: A file, a model or a number is wrong.
+        UserError: A function, a model or a number is wrong.
     """
     config = loaded.config
-    for notice in loaded.notices:
-        logger.warning("%s", notice)
-    plan = build_plan(config).text()
-    if config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it
-        Console().print(plan, highlight=False, markup=False, soft_wrap=True)
-        return
-    logger.info("%s", plan)
-    check_files(config)
     if config.actor_rollout_ref.model.external_lib:
         importlib.import_module(config.actor_rollout_ref.model.external_lib)
     get_adv_estimator_fn(config.algorithm.adv_estimator)
@@ -157,22 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 when the user has to mend something.
     """
-    faulthandler.enable(sys.__stderr__ or sys.stderr)
-    logging.basicConfig(
-        level=os.environ.get("VERL_LOGGING_LEVEL", "INFO"), format="%(levelname)s %(name)s: %(message)s"
+    entry = EntryPoint(
+        "ppo_trainer", PPOTrainerConfig, lambda config: build_plan(config).text(), run_ppo, __doc__ or ""
     )
-    for name in ("httpx", "urllib3", "filelock", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        line = parse_command_line(sys.argv[1:] if arguments is None else arguments, "ppo_trainer")
-        if line.wants_help:
-            Console().print(__doc__, markup=False, highlight=False)
-            return 0
-        run_ppo(load_config(line.config_name, line.overrides, PPOTrainerConfig, line.config_dir))
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return run_entry_point(entry, arguments)
 
 
 if __name__ == "__main__":

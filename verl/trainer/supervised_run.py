@@ -6,10 +6,7 @@ Whatever the user got wrong is said in one message before Ray starts; exit code 
 
 from __future__ import annotations
 
-import faulthandler
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,15 +17,14 @@ import ray
 from rich.console import Console
 
 from verl.config import PRMTrainerConfig, SFTTrainerConfig
-from verl.config.files import check_files
-from verl.config.hydra import LoadedConfig, load_config, parse_command_line
+from verl.config.hydra import LoadedConfig
 from verl.config.plan import supervised_plan_text
 from verl.single_controller import RayWorkerGroup, ResourcePool, WorkerSpec
+from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import actor_environment, connect_ray
 from verl.trainer.supervised import SupervisedData, SupervisedTrainer
 from verl.utils.console import ConsoleDisplay, DisplayColumn
 from verl.utils.device import resolve_device
-from verl.utils.errors import UserError
 from verl.utils.tracking import MetricWriter, RunInfo, Tracker
 from verl.workers.supervised import SupervisedWorker
 
@@ -76,31 +72,12 @@ def run_main(program: Program, arguments: Sequence[str] | None) -> int:
     Returns:
         Exit code: 0, or 2 when the user has to mend something.
     """
-    faulthandler.enable(sys.__stderr__ or sys.stderr)
-    logging.basicConfig(
-        level=os.environ.get("VERL_LOGGING_LEVEL", "INFO"), format="%(levelname)s %(name)s: %(message)s"
-    )
-    for name in ("httpx", "urllib3", "filelock", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        line = parse_command_line(sys.argv[1:] if arguments is None else arguments, program.config_name)
-        if line.wants_help:
-            Console().print(program.help_text, markup=False, highlight=False)
-            return 0
-        loaded = load_config(line.config_name, line.overrides, program.root, line.config_dir)
-        for notice in loaded.notices:
-            logger.warning("%s", notice)
-        plan = supervised_plan_text(loaded.config)
-        if loaded.config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it
-            Console().print(plan, highlight=False, markup=False, soft_wrap=True)
-            return 0
-        logger.info("%s", plan)
-        check_files(loaded.config)
+
+    def run(loaded: LoadedConfig[Any]) -> None:
         run_supervised(loaded, program.read_data(loaded.config), program.name)
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+
+    entry = EntryPoint(program.config_name, program.root, supervised_plan_text, run, program.help_text)
+    return run_entry_point(entry, arguments)
 
 
 def run_supervised(loaded: LoadedConfig[Any], data: SupervisedData, name: str) -> None:
