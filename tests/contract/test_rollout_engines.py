@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights written by the trainer's sender reach a real vLLM engine, also where the head shares the embedding."""
+"""What every rollout engine must do: sample from the model it has, say the log-probs, and run the weights it is sent.
+
+Also where the output head shares the input embedding, which vLLM packs a second time on a CPU.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from verl.rollout.base import GenerationRequest, RolloutSpec, SamplingSettings
 from verl.utils.async_loop import BackgroundLoop
 from verl.weight_sync.base import WeightStream
 from verl.weight_sync.shared_memory import SharedMemorySender
+from verl.workers.rollout_server import ROLLOUT_ENGINES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -74,17 +79,20 @@ def largest_difference(model: torch.nn.Module, samples: list[tuple[list[int], An
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_vllm_runs_the_synced_weights(tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["vllm", "hf"])
+def test_an_engine_samples_from_the_weights_it_was_sent(
+    name: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    engine_module = pytest.importorskip("verl.rollout.vllm_engine")
+    module, _, class_name = ROLLOUT_ENGINES[name].partition(":")
     first, second = tiny_model(tied, 0, **HEADS), tiny_model(tied, 1, **HEADS)
     first.save_pretrained(tmp_path)
     loop = BackgroundLoop("test")
     spec = RolloutSpec(
         model_path=str(tmp_path), dtype="float32", max_model_len=64, max_num_seqs=16, kv_cache_bytes=1 << 26
     )
-    engine = engine_module.VLLMEngine(spec)
+    engine = getattr(importlib.import_module(module), class_name)(spec)
     try:
         loop.run(engine.start(), 300)
         assert largest_difference(first, sample(engine, loop, "before")) < 1e-4
