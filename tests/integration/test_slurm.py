@@ -19,12 +19,14 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.helpers.tiny_run import make_assets, run_arguments
+
 pytestmark = [pytest.mark.slurm, pytest.mark.opt_in, pytest.mark.ray]
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI_SLURM = ROOT.parent / "shared" / "tools" / "mini_slurm.sh"
 JOB = Path(__file__).with_name("slurm_job.py")
-LIMIT_S = 300
+LIMIT_S = 480
 
 
 def slurm_answers() -> bool:
@@ -49,15 +51,15 @@ def slurm() -> Iterator[None]:
     subprocess.run(["bash", str(MINI_SLURM), "stop"], check=True, timeout=60)
 
 
-def submit(folder: Path, nodes: int, *arguments: str) -> tuple[str, Path]:
+def submit(folder: Path, nodes: int, *arguments: str, script: Path = JOB, **more: str) -> tuple[str, Path]:
     """Submit the job from a folder of its own; returns its number and its log."""
     log = folder / "job.log"
     variables = {"VERL_REPO": str(ROOT), "VERL_VENV": sys.prefix, "VERL_RAY_OBJECT_STORE_BYTES": str(128 << 20)}
     done = subprocess.run(
-        ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={log}", ROOT / "scripts/slurm/train.sbatch", JOB]
+        ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={log}", ROOT / "scripts/slurm/train.sbatch", script]
         + list(arguments),
         cwd=folder,
-        env=os.environ | variables,
+        env=os.environ | variables | more,
         capture_output=True,
         text=True,
         timeout=60,
@@ -114,6 +116,34 @@ def test_two_nodes_make_one_ray_cluster(slurm: None, tmp_path: Path) -> None:
     assert len({name for _, name in report["places"]}) == 2
     assert report["arguments"] == ["trainer.nnodes=2"]
     assert (tmp_path / "outputs/slurm" / job / "node-1").is_dir()
+    assert_nothing_is_left(job)
+
+
+def test_the_example_script_trains_over_two_nodes(slurm: None, tmp_path: Path) -> None:
+    assets = make_assets(tmp_path / "assets")
+    paths = {
+        "MODEL_PATH": f"{assets}/policy_init",
+        "PRM_PATH": f"{assets}/prm_init",
+        "TRAIN_FILES": f"{assets}/data/train.parquet",
+        "VAL_FILES": f"{assets}/data/test.parquet",
+        "OUTPUT_DIR": f"{tmp_path}/run",
+        "N_GPUS_PER_NODE": "1",
+        "PRM_GPUS_PER_NODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    arguments = [
+        *run_arguments(assets, tmp_path / "run"),
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        "trainer.logger=[console]",
+    ]
+    script = ROOT / "examples/grpo_trainer/qwen_reasonflux_dapo.sh"
+    job, log = submit(tmp_path, 2, *arguments, script=script, **paths)
+    text = wait_for_end(job, log)
+    assert "ended with code 0" in text, text[-3000:]
+    assert "weight sync proved" in text
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert (tmp_path / "run/checkpoints/global_step_2/actor").is_dir()
     assert_nothing_is_left(job)
 
 

@@ -129,8 +129,6 @@ def connect_ray(ray_init: dict[str, Any], num_devices: int, device: str) -> None
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # an actor that asks for no GPU must not have the visible ones hidden from it: rollout servers share them
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     defaults: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if os.environ.get("RAY_ADDRESS"):
         defaults["address"] = os.environ["RAY_ADDRESS"]
@@ -160,6 +158,9 @@ def actor_environment(device: str) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     }
+    if device == "cuda":
+        # Ray hides all GPUs from an actor that asks for none; rollout servers share the policy ranks' GPUs
+        environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     if device == "cpu":
         # two OpenMP threads beside another process on the same core were 35 times slower than one
         environment |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_HOST_IP": "127.0.0.1"}
