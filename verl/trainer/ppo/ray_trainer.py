@@ -105,7 +105,7 @@ class RayPPOTrainer:
             if self.val_loader is not None and (is_last or _is_due(self.global_steps, trainer.test_freq)):
                 last_val = self._validate()
                 metrics |= last_val
-            if is_last or _is_due(self.global_steps, trainer.save_freq):
+            if (is_last and trainer.save_freq != 0) or _is_due(self.global_steps, trainer.save_freq):
                 metrics |= self._save()
             self.tracker.write(self.global_steps, metrics)
         if trainer.export_hf:
