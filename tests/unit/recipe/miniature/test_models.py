@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipe.miniature.models import build_policy, save
+from recipe.miniature.models import build_policy, build_prm, prm_from_policy, save
 from recipe.miniature.problems import draw_problem, solve
 from recipe.miniature.tokenizer import build_tokenizer
 from verl.rewards.prm.adapters import AdapterSettings, get_prm_adapter
@@ -75,6 +75,18 @@ def test_the_prm_loads_and_scores_each_step(folder):
     positions = torch.from_numpy(item.score_positions)
     logits = prm(torch.tensor([item.token_ids]), rows=(torch.zeros_like(positions), positions))
     assert logits.shape == (3, 2) and torch.isfinite(logits).all()
+
+
+def test_a_prm_from_a_policy_has_its_backbone_and_reads_the_step_token_as_a_blank_line(folder):
+    policy = build_policy(seed=0)
+    prm = prm_from_policy(str(folder / "policy_init"), seed=3)
+    tokenizer = build_tokenizer()
+    with_blank_line = tokenizer("1+1=2\n\n", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with_step_token = tokenizer("1+1=2<extra_0>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert not torch.equal(with_blank_line, with_step_token)
+    hidden = policy.eval().model(with_blank_line).last_hidden_state
+    assert torch.equal(prm.eval().model(with_step_token).last_hidden_state, hidden)
+    assert torch.equal(prm.score[0].weight, build_prm(seed=3).score[0].weight)
 
 
 def test_the_seed_decides_the_weights():
