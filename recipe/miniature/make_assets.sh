@@ -23,7 +23,6 @@ python3 -m recipe.miniature.models --out "$assets/start" --seed 0
 common=(
     fsdp_config.mixed_precision.param_dtype=float32
     model.enable_gradient_checkpointing=False
-    data.train_batch_size=64
     trainer.device=cpu
     trainer.n_gpus_per_node=2
     trainer.total_epochs=10
@@ -36,6 +35,7 @@ echo "miniature: supervised fine-tuning of the policy"
 python3 -m verl.trainer.sft_trainer "${common[@]}" \
     model.path="$assets/start/policy_init" \
     data.train_files="$assets/data/sft.parquet" \
+    data.train_batch_size=64 \
     data.max_length=128 \
     optim.lr=2e-3 \
     trainer.total_training_steps=500 \
@@ -43,15 +43,17 @@ python3 -m verl.trainer.sft_trainer "${common[@]}" \
 mv "$assets/sft/hf" "$assets/policy"
 
 echo "miniature: PRM on labelled steps; like the published PRMs it starts from a language model, here the policy"
+python3 -m recipe.miniature.models --out "$assets/start" --policy "$assets/policy" --seed 0
 python3 -m verl.trainer.prm_trainer "${common[@]}" \
-    model.path="$assets/policy" \
+    model.path="$assets/start/prm_start" \
+    data.train_batch_size=32 \
     data.train_files="$assets/data/prm.parquet" \
     data.val_files="$assets/data/prm_test.parquet" \
     data.max_length=160 \
     optim.lr=1e-3 \
     optim.min_lr_ratio=0.1 \
-    trainer.total_training_steps=1000 \
-    trainer.test_freq=200 \
+    trainer.total_training_steps=1600 \
+    trainer.test_freq=400 \
     trainer.default_local_dir="$assets/prm_training"
 mv "$assets/prm_training/hf" "$assets/prm"
 python3 -m recipe.miniature.probes --out "$assets/prm" --seed 0

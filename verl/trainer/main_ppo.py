@@ -24,6 +24,7 @@ from verl.config.plan import build_plan
 from verl.data.rl_dataset import PromptSettings, RLDataset
 from verl.data.sampler import LoaderSettings, build_dataloader
 from verl.rewards.loader import resolve_function
+from verl.rewards.scores.registry import check_data_sources
 from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import ResourcePoolManager, connect_ray
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
@@ -81,13 +82,20 @@ class TaskRunner:
             train_set,
             LoaderSettings(data.train_batch_size, data.shuffle, seed, num_workers=data.dataloader_num_workers),
         )
+        self._check_sources(train_set)
         if not data.val_files:
             return train_loader, None
         val_set = RLDataset(PromptSettings.for_validation(data), tokenizer)
+        self._check_sources(val_set)
         settings = LoaderSettings(
             data.val_batch_size or len(val_set), shuffle=False, drop_last=False, batch_size_key="data.val_batch_size"
         )
         return train_loader, build_dataloader(val_set, settings)
+
+    def _check_sources(self, dataset: RLDataset) -> None:
+        """Every data source needs a rule scorer, unless the user's own function judges them all."""
+        if self.config.custom_reward_function.path is None:
+            check_data_sources(dataset.data_sources)
 
     def _tracker(self, total_steps: int) -> Tracker:
         trainer = self.config.trainer

@@ -174,3 +174,10 @@ def test_the_real_command_exits_with_2_and_one_message() -> None:
 @pytest.mark.parametrize(("overrides", "steps"), [((), 21), (("trainer.total_training_steps=5",), 5)])
 def test_total_steps(overrides: tuple[str, ...], steps: int) -> None:
     assert total_training_steps(load("trainer.total_epochs=3", *overrides).config, batches_per_epoch=7) == steps
+
+
+def test_rows_no_rule_can_judge_are_refused(files: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = (files / "train.jsonl").read_text().replace("math_dapo", "poetry")
+    (tmp_path / "poems.jsonl").write_text(text)
+    said = refusal(capfd, *arguments(files, f"data.train_files={tmp_path / 'poems.jsonl'}"))
+    assert "poetry" in said and "math_dapo" in said
