@@ -29,13 +29,13 @@ OBJECT_STORE_BYTES = 256 << 20
 def ray_cluster() -> Iterator[str]:
     """Start Ray once and hand out its address.
 
-    The CPUs it advertises are slots for actors, not cores: VERL_TEST_RAY_CPUS (default 8) of them on any machine.
+    The CPUs it advertises are slots for actors, not cores: VERL_TEST_RAY_CPUS (default 32) of them on any machine.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     folder = tempfile.mkdtemp(prefix="ray-test-", dir="/tmp")  # short: it becomes part of a Unix socket's path
     context = ray.init(
-        num_cpus=int(os.environ.get("VERL_TEST_RAY_CPUS", "8")),
+        num_cpus=int(os.environ.get("VERL_TEST_RAY_CPUS", "32")),
         num_gpus=0,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from verl.algorithms import get_adv_estimator_fn
@@ -61,8 +60,9 @@ class TaskRunner:
         total_steps = total_training_steps(config, len(train_loader))
         device = resolve_device(config.trainer.device).type
         with ExitStack() as stack:
-            connect_ray(dict(config.ray_kwargs.ray_init), ResourcePoolManager(config, device).num_devices(), device)
-            stack.callback(ray.shutdown)
+            connect_ray(
+                dict(config.ray_kwargs.ray_init), ResourcePoolManager(config, device).num_devices(), device, stack
+            )
             runtime = start_runtime(config, device, total_steps, stack)
             tracker = self._tracker(total_steps)
             stack.callback(tracker.close)

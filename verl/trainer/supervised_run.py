@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from verl.config import PRMTrainerConfig, SFTTrainerConfig
@@ -96,8 +95,7 @@ def run_supervised(loaded: LoadedConfig[Any], data: SupervisedData, name: str) -
     total_steps = trainer.total_training_steps or trainer.total_epochs * len(data.train)
     device = resolve_device(trainer.device).type
     with ExitStack() as stack:
-        connect_ray({}, trainer.num_devices, device)
-        stack.callback(ray.shutdown)
+        connect_ray({}, trainer.num_devices, device, stack)
         pool = ResourcePool(name, trainer.nnodes, trainer.n_gpus_per_node, device)
         pool.acquire(_POOL_TIMEOUT_S)
         stack.callback(pool.release)

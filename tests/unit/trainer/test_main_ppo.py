@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,10 +25,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def untouched() -> Iterator[None]:
-    """Ray never starts here; `main` turns on the fault handler, pytest's is put back."""
+    """No test starts Ray (another module's may run); `main` sets fault handler and signal, both are put back."""
+    was_running, handler = ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     yield
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == was_running
     faulthandler.enable(sys.__stderr__)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -118,13 +119,14 @@ def server_slots(pool: ResourcePool, tensor_parallel_size: int) -> list[ServerSl
     ]
 
 
-def connect_ray(ray_init: dict[str, Any], num_devices: int, device: str) -> None:
-    """Join the cluster named by RAY_ADDRESS, or start a local one.
+def connect_ray(ray_init: dict[str, Any], num_devices: int, device: str, stack: ExitStack) -> None:
+    """Join the cluster named by RAY_ADDRESS, or start a local one; a connection that is there already is used and kept.
 
     Args:
         ray_init: Further arguments of `ray.init`, from `ray_kwargs.ray_init`.
         num_devices: Devices of all pools; a local cluster without GPUs offers at least as many CPUs.
         device: `cuda` or `cpu`.
+        stack: Gets the end of the connection, when it was made here.
     """
     if ray.is_initialized():
         return
@@ -141,6 +143,7 @@ def connect_ray(ray_init: dict[str, Any], num_devices: int, device: str) -> None
             defaults["num_cpus"] = max(cores, num_devices)
             defaults["object_store_memory"] = 512 << 20
     ray.init(**(defaults | ray_init))
+    stack.callback(ray.shutdown)
 
 
 def actor_environment(device: str) -> dict[str, str]:
