@@ -129,6 +129,7 @@ def test_the_example_script_trains_over_two_nodes(slurm: None, tmp_path: Path) -
         "OUTPUT_DIR": f"{tmp_path}/run",
         "N_GPUS_PER_NODE": "1",
         "PRM_GPUS_PER_NODE": "1",
+        "VERL_RAY_NUM_CPUS": "2",  # a policy rank and a PRM replica on each node
         "OMP_NUM_THREADS": "1",
     }
     arguments = [
