@@ -43,6 +43,7 @@ class SyncReport:
         num_bytes: Bytes sent, each tensor counted once however many engines read it.
         gather_s: Seconds to gather and write the tensors.
         load_s: Seconds the engines took to take them in.
+        digests_compared: Whether the engines compared a digest of every tensor with the sender's.
     """
 
     version: int
@@ -50,6 +51,7 @@ class SyncReport:
     num_bytes: int
     gather_s: float
     load_s: float
+    digests_compared: bool = False
 
     @property
     def bytes_per_s(self) -> float:

@@ -51,4 +51,5 @@ class SharedMemorySender:
             self._client.finish_update(version)
         finally:
             self._path.unlink(missing_ok=True)
-        return SyncReport(version, len(manifest.names), num_bytes, written - started, time.perf_counter() - written)
+        loaded_s = time.perf_counter() - written
+        return SyncReport(version, len(manifest.names), num_bytes, written - started, loaded_s, verify)

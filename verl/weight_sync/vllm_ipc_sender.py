@@ -39,7 +39,7 @@ class IPCSender:
         )
 
     def send(self, weights: NamedWeights, version: int, verify: bool) -> SyncReport:
-        """See `WeightSender.send`; `verify` has no meaning here, the engines read the trainer's own memory."""
+        """See `WeightSender.send`; `verify` is not acted on: no digest is compared here, and the report says so."""
         started = time.perf_counter()
         self._source.weights, self._source.num_bytes, self._source.num_tensors = weights, 0, 0
         self._client.version = version

@@ -75,7 +75,8 @@ def test_the_leader_speaks_in_order_and_cleans_up(tmp_path: Path) -> None:
     report = sender.send(WeightStream(lambda: iter(weights())), version=4, verify=True)
     assert client.said == ["init", "start", "update", "finish 4"]
     assert all(torch.equal(client.received[name], tensor) for name, tensor in weights())
-    assert (report.version, report.num_tensors) == (4, 5)
+    assert (report.version, report.num_tensors, report.digests_compared) == (4, 5, True)
+    assert not sender.send(WeightStream(lambda: iter(weights())), version=5, verify=False).digests_compared
     assert list(tmp_path.iterdir()) == []
 
 

@@ -239,6 +239,9 @@ class RayPPOTrainer:
         self.runtime.wake_servers()
         reports = self.runtime.actor.sync_weights(self.policy_version, verify)
         sent = max(reports, key=lambda report: report.num_bytes)
+        if verify:
+            found = "digests of all tensors agree" if sent.digests_compared else "this backend compares no digests"
+            logger.info("weight sync of %d tensors: %s", sent.num_tensors, found)
         return {"weight_sync/bytes/sum": float(sent.num_bytes), "weight_sync/bytes_per_s": sent.bytes_per_s}
 
     # ---- around the step ----
@@ -263,7 +266,7 @@ class RayPPOTrainer:
         check_proof(proof, is_float32=rollout.dtype == "float32" and computes == "float32")
         logger.info(
             "weight sync proved: log-probs of %d tokens differ by at most %.2g nats (mean %.2g) between trainer and "
-            "rollout engine; digests of all tensors agree",
+            "rollout engine",
             proof.num_tokens,
             proof.max_difference,
             proof.mean_difference,
