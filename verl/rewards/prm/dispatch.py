@@ -2,8 +2,9 @@
 """One `ScoreSteps` out of several replicas of a PRM.
 
     consumes   requests, from any number of callers
-    produces   logits, from the replica with the least work in front of it
-    waits for  room at a replica (bounded), then for its answer, up to a time limit; a failure moves on to another one
+    produces   logits, from the replica with the fewest tokens in front of it
+    waits for  room at a replica (bounded, first come first served), then for its answer, up to a time limit; a
+               failure moves on to another one
     gives up   after `max_attempts`, at once on a request that can never be scored, or when no replica is left
 
 Knows callables only: Ray, vLLM and actors are elsewhere.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,13 +72,30 @@ class _Replica:
     name: str
     score: ScoreSteps
     in_flight: int = 0
-    queued_chars: int = 0
+    queued_tokens: int = 0
     failures_in_row: int = 0
     is_alive: bool = True
 
+    def take(self, request: ScoreRequest) -> None:
+        self.in_flight += 1
+        self.queued_tokens += request.work_tokens
+
+    def give_back(self, request: ScoreRequest) -> None:
+        self.in_flight -= 1
+        self.queued_tokens -= request.work_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A request without room: whoever makes some resolves `place` with a replica already taken for it."""
+
+    request: ScoreRequest
+    tried: frozenset[str]
+    place: asyncio.Future[_Replica]
+
 
 class Dispatcher:
-    """Spreads requests over replicas; is itself a `ScoreSteps`.
+    """Spreads requests over replicas; is itself a `ScoreSteps`. Lives on one event loop, so it needs no locks.
 
     Example:
         >>> score_steps = Dispatcher({"prm-0": first, "prm-1": second}, DispatchSettings(timeout_s=60))
@@ -95,8 +113,13 @@ class Dispatcher:
             raise ValueError("at least one replica is needed")
         self._replicas = [_Replica(name, score) for name, score in replicas.items()]
         self._settings = settings
-        self._changed = asyncio.Condition()
+        self._waiting: dict[_Waiting, None] = {}
         self._counts: Counter[str] = Counter()
+
+    @property
+    def queued_tokens(self) -> dict[str, int]:
+        """Work in front of each replica, by its name: tokens given to it and not answered yet."""
+        return {replica.name: replica.queued_tokens for replica in self._replicas}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -129,7 +152,8 @@ class Dispatcher:
                 error = err
                 continue
             finally:
-                await self._release(replica, request)
+                replica.give_back(request)
+                self._serve_waiting()
             self._counts["scored"] += 1
             return replace(answer, flags=(*answer.flags, "retried")) if attempt else answer
         raise ScoringFailedError(
@@ -138,26 +162,48 @@ class Dispatcher:
         ) from error
 
     async def _reserve(self, request: ScoreRequest, tried: set[str]) -> _Replica:
-        """Wait for room and take it, at a replica not tried yet if one is alive."""
-        async with self._changed:
-            while True:
-                alive = [replica for replica in self._replicas if replica.is_alive]
-                if not alive:
-                    raise NoReplicaError(f"none of the {len(self._replicas)} PRM replicas is alive")
-                fresh = [replica for replica in alive if replica.name not in tried] or alive
-                free = [replica for replica in fresh if replica.in_flight < self._settings.max_in_flight]
-                if free:
-                    chosen = min(free, key=lambda replica: replica.queued_chars)
-                    chosen.in_flight += 1
-                    chosen.queued_chars += request.num_chars
-                    return chosen
-                await self._changed.wait()
+        """Take room at a replica not tried yet if one is alive; wait for it where there is none."""
+        replica = self._find_room(tried)
+        if replica is not None:
+            replica.take(request)
+            return replica
+        waiting = _Waiting(request, frozenset(tried), asyncio.get_running_loop().create_future())
+        self._waiting[waiting] = None
+        try:
+            return await waiting.place
+        except asyncio.CancelledError:
+            if not waiting.place.cancelled() and waiting.place.exception() is None:
+                waiting.place.result().give_back(request)  # cancelled between being served and hearing of it
+                self._serve_waiting()
+            raise
+        finally:
+            self._waiting.pop(waiting, None)
 
-    async def _release(self, replica: _Replica, request: ScoreRequest) -> None:
-        async with self._changed:
-            replica.in_flight -= 1
-            replica.queued_chars -= request.num_chars
-            self._changed.notify_all()
+    def _find_room(self, tried: Collection[str]) -> _Replica | None:
+        """Choose the replica with the least work among those with room; those tried already only if no other lives."""
+        alive = [replica for replica in self._replicas if replica.is_alive]
+        if not alive:
+            raise NoReplicaError(f"none of the {len(self._replicas)} PRM replicas is alive")
+        fresh = [replica for replica in alive if replica.name not in tried] or alive
+        free = [replica for replica in fresh if self._has_room(replica)]
+        return min(free, key=lambda replica: (replica.queued_tokens, replica.in_flight), default=None)
+
+    def _serve_waiting(self) -> None:
+        """Give room to those who wait for it, in the order in which they came."""
+        for waiting in [each for each in self._waiting if not each.place.done()]:
+            try:
+                replica = self._find_room(waiting.tried)
+            except NoReplicaError as error:
+                waiting.place.set_exception(error)
+                continue
+            if replica is not None:
+                replica.take(waiting.request)
+                waiting.place.set_result(replica)
+            elif not any(map(self._has_room, self._replicas)):
+                return  # else it waits for a replica it has not tried, and those behind it may still be served
+
+    def _has_room(self, replica: _Replica) -> bool:
+        return replica.is_alive and replica.in_flight < self._settings.max_in_flight
 
     async def _ask(self, replica: _Replica, request: ScoreRequest) -> StepLogits:
         """Ask once; learn from the outcome whether the replica still works."""

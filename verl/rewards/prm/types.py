@@ -10,6 +10,9 @@ from typing import Protocol
 import numpy as np
 
 
+_CHARS_PER_TOKEN = 4
+
+
 class PRMInputError(ValueError):
     """This request can never be scored (its problem alone exceeds the PRM's context, say): trying again is no use."""
 
@@ -22,16 +25,27 @@ class ScoreRequest:
         request_id: Unique name of the request, for logs.
         problem: The problem's text, without chat markup.
         steps: [K] pieces of the response, exactly as it was written: joined they give the response.
+        num_tokens: Tokens of the response where the caller knows (by any tokenizer); says how much work it is, and
+            nothing else.
     """
 
     request_id: str
     problem: str
     steps: tuple[str, ...]
+    num_tokens: int | None = None
 
     @property
-    def num_chars(self) -> int:
-        """Characters in all: the measure of work where no tokenizer is at hand."""
-        return len(self.problem) + sum(len(step) for step in self.steps)
+    def work_tokens(self) -> int:
+        """Tokens in all: those of the response as far as known, everything else estimated from its characters."""
+        response = self.num_tokens
+        if response is None:
+            response = _estimate_tokens(sum(map(len, self.steps)))
+        return response + _estimate_tokens(len(self.problem))
+
+
+def _estimate_tokens(num_chars: int) -> int:
+    """Round up; English, LaTeX and code have three to four characters a token, and only ratios matter here."""
+    return -(-num_chars // _CHARS_PER_TOKEN)
 
 
 @dataclass(frozen=True)

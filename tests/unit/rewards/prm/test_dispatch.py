@@ -7,6 +7,8 @@ import asyncio
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from verl.rewards.prm.dispatch import Dispatcher, DispatchSettings, NoReplicaError, ScoringFailedError
 from verl.rewards.prm.types import PRMInputError, ScoreRequest, StepLogits
@@ -35,8 +37,22 @@ class Replica:
             self.running -= 1
 
 
-def request(name: str = "r", chars: int = 10) -> ScoreRequest:
-    return ScoreRequest(name, "", ("x" * chars,))
+class GatedReplica(Replica):
+    """Answers nothing until `gate` is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.tokens = 0
+
+    async def __call__(self, request: ScoreRequest) -> StepLogits:
+        self.tokens += request.num_tokens or 0
+        await self.gate.wait()
+        return await super().__call__(request)
+
+
+def request(name: str = "r", tokens: int = 10) -> ScoreRequest:
+    return ScoreRequest(name, "", ("x",), num_tokens=tokens)
 
 
 def dispatcher(*replicas, **settings) -> Dispatcher:
@@ -48,10 +64,130 @@ def test_work_goes_to_the_replica_with_the_least_queued():
 
     async def run():
         score = dispatcher(first, second)
-        await asyncio.gather(*(score(request(f"r{n}", chars)) for n, chars in enumerate([1000, 10, 10, 10, 10])))
+        await asyncio.gather(*(score(request(f"r{n}", tokens)) for n, tokens in enumerate([1000, 10, 10, 10, 10])))
 
     asyncio.run(run())
     assert (len(first.seen), len(second.seen)) == (1, 4)
+
+
+def test_tokens_count_not_characters():
+    first, second = GatedReplica(), GatedReplica()
+    wordy = ScoreRequest("wordy", "", ("x" * 10_000,), num_tokens=20)
+    dense = [ScoreRequest(f"dense{n}", "", ("x" * 10,), num_tokens=50) for n in range(2)]
+
+    async def run():
+        score = dispatcher(first, second)
+        tasks = [asyncio.create_task(score(one)) for one in (wordy, *dense)]
+        await asyncio.sleep(0)
+        queued = score.queued_tokens
+        first.gate.set(), second.gate.set()
+        await asyncio.gather(*tasks)
+        return queued, score.queued_tokens
+
+    queued, left = asyncio.run(run())
+    assert queued == {"prm-0": 70, "prm-1": 50}
+    assert left == {"prm-0": 0, "prm-1": 0}
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=60), st.integers(2, 4))
+def test_no_replica_is_ahead_of_another_by_more_than_one_response(lengths, num_replicas):
+    replicas = [GatedReplica() for _ in range(num_replicas)]
+
+    async def run():
+        score = dispatcher(*replicas)
+        tasks = [asyncio.create_task(score(request(f"r{n}", length))) for n, length in enumerate(lengths)]
+        await asyncio.sleep(0)
+        queued = score.queued_tokens
+        for replica in replicas:
+            replica.gate.set()
+        await asyncio.gather(*tasks)
+        return queued, score.queued_tokens
+
+    queued, left = asyncio.run(run())
+    assert sum(queued.values()) == sum(lengths)
+    assert max(queued.values()) - min(queued.values()) <= max(lengths)
+    assert set(left.values()) == {0}
+
+
+def test_a_slow_replica_gets_less():
+    slow, fast = Replica(delay_s=0.03), Replica(delay_s=0.001)
+
+    async def run():
+        score = dispatcher(slow, fast, max_in_flight=2)
+        await asyncio.gather(*(score(request(f"r{n}")) for n in range(40)))
+
+    asyncio.run(run())
+    assert len(fast.seen) > 3 * len(slow.seen) > 0
+
+
+def test_who_waits_for_room_is_served_in_order():
+    replica = Replica(delay_s=0.001)
+
+    async def run():
+        score = dispatcher(replica, max_in_flight=1)
+        await asyncio.gather(*(score(request(f"r{n}")) for n in range(12)))
+
+    asyncio.run(run())
+    assert replica.seen == [f"r{n}" for n in range(12)]
+
+
+@given(st.lists(st.sampled_from(["run", "cancel"]), min_size=1, max_size=12), st.integers(0, 3))
+def test_cancelled_requests_give_their_room_back(fates, turns_before):
+    """Whether a request is cancelled before, while or after it gets its room: nothing stays reserved."""
+    replica = GatedReplica()
+
+    async def run():
+        score = dispatcher(replica, max_in_flight=2)
+        tasks = [asyncio.create_task(score(request(f"r{n}"))) for n in range(len(fates))]
+        for _ in range(turns_before):
+            await asyncio.sleep(0)
+        for task, fate in zip(tasks, fates, strict=True):
+            if fate == "cancel":
+                task.cancel()
+            await asyncio.sleep(0)
+        replica.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        return outcomes, score.queued_tokens, await score(request("after"))
+
+    outcomes, left, after = asyncio.run(run())
+    kinds = ["cancel" if isinstance(outcome, asyncio.CancelledError) else "run" for outcome in outcomes]
+    assert kinds == fates and left == {"prm-0": 0} and len(after.logits) == 1
+    assert replica.most_running <= 2
+
+
+def test_room_given_to_a_request_that_was_just_cancelled_goes_on_to_the_next():
+    replica = GatedReplica()
+
+    async def run():
+        score = dispatcher(replica, max_in_flight=1)
+        running, next_one, last = (asyncio.create_task(score(request(name))) for name in ("a", "b", "c"))
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.sleep(0)  # `a` gave its room to `b`, which has not heard of it yet
+        next_one.cancel()
+        replica.gate.set()
+        return await asyncio.wait_for(last, 5)
+
+    assert len(asyncio.run(run()).logits) == 1
+    assert replica.seen == ["c"]
+
+
+def test_a_request_waits_for_a_replica_it_has_not_tried_while_those_behind_it_go_on():
+    broken, busy = Replica(errors=[RuntimeError("boom")]), GatedReplica()
+
+    async def run():
+        score = dispatcher(broken, busy, max_in_flight=1)
+        retried = asyncio.create_task(score(request("retried", 1)))
+        holder = asyncio.create_task(score(request("holder", 1)))
+        waiting = asyncio.create_task(score(request("behind", 1)))
+        await asyncio.wait_for(waiting, 5)  # on `broken`, which works again, though `retried` waits for `busy`
+        assert not retried.done()
+        busy.gate.set()
+        return await asyncio.gather(retried, holder)
+
+    retried, _ = asyncio.run(run())
+    assert retried.flags == ("retried",)
+    assert broken.seen == ["retried", "behind"] and busy.seen == ["holder", "retried"]
 
 
 def test_in_flight_is_bounded_and_everything_is_answered():

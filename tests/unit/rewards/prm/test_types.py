@@ -27,5 +27,7 @@ def test_nothing_to_score_gives_no_rows():
     assert PRMPlan(()).gather([]).logits.shape == (0, 2)
 
 
-def test_work_is_measured_in_characters():
-    assert ScoreRequest("r", "abc", ("de", "f")).num_chars == 6
+def test_work_is_measured_in_tokens_and_estimated_where_they_are_unknown():
+    assert ScoreRequest("r", "12345678", ("1234", "5")).work_tokens == 2 + 2
+    assert ScoreRequest("r", "12345678", ("1234", "5"), num_tokens=9).work_tokens == 2 + 9
+    assert ScoreRequest("r", "", (), num_tokens=0).work_tokens == 0
