@@ -4,9 +4,9 @@
 Importing the package fills the registries with the estimators and losses that ship with it.
 """
 
-from verl.algorithms import grpo, grpo_ps
+from verl.algorithms import grpo, grpo_minform, grpo_ps, papo
 from verl.algorithms.aggregation import LossDenominator, agg_loss, count_loss_terms
-from verl.algorithms.inputs import AdvantageInputs, group_numbers, pad_steps
+from verl.algorithms.inputs import AdvantageInputs, EstimatorOptions, group_numbers, pad_steps
 from verl.algorithms.kl import kl_in_reward, kl_penalty
 from verl.algorithms.log_probs import log_probs_from_hidden, log_probs_from_logits
 from verl.algorithms.policy_losses import ClipSettings, PolicyLoss, get_policy_loss_fn
@@ -22,6 +22,7 @@ __all__ = [
     "AdvantageEstimator",
     "AdvantageInputs",
     "ClipSettings",
+    "EstimatorOptions",
     "LossDenominator",
     "PolicyLoss",
     "adv_estimator_columns",
@@ -31,12 +32,14 @@ __all__ = [
     "get_policy_loss_fn",
     "group_numbers",
     "grpo",
+    "grpo_minform",
     "grpo_ps",
     "kl_in_reward",
     "kl_penalty",
     "log_probs_from_hidden",
     "log_probs_from_logits",
     "pad_steps",
+    "papo",
     "register_adv_est",
     "register_policy_loss",
 ]

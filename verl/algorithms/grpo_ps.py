@@ -6,11 +6,12 @@ from __future__ import annotations
 import torch
 
 from verl.algorithms.inputs import AdvantageInputs
-from verl.algorithms.masked import normalise_in_groups, sums_to_the_right
+from verl.algorithms.masked import normalise_in_groups
 from verl.algorithms.registry import AdvantageEstimator, register_adv_est
+from verl.algorithms.steps import STEP_COLUMNS, later_steps, normalised_outcomes, process_weights, step_columns
 
 
-@register_adv_est(AdvantageEstimator.GRPO_PS, columns=("step_scores", "step_ends", "step_mask", "rule_scores"))
+@register_adv_est(AdvantageEstimator.GRPO_PS, columns=STEP_COLUMNS)
 def grpo_process(inputs: AdvantageInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Credit each token with the normalised scores of the reasoning steps that end at or after it.
 
@@ -42,36 +43,14 @@ def grpo_process(inputs: AdvantageInputs) -> tuple[torch.Tensor, torch.Tensor]:
         DeepSeekMath, arXiv 2402.03300, section 4.1.3. The outcome part and its weight are ours, after Eq. 12 of
         ReasonFlux-PRM (arXiv 2506.18896): the paper's process supervision has the step scores alone (beta = 1).
     """
-    inputs.require("step_scores", "step_ends", "step_mask", "rule_scores")
-    assert inputs.step_scores is not None and inputs.step_mask is not None and inputs.rule_scores is not None
-    mask, groups = inputs.response_mask.bool(), inputs.group_index
-    step_mask = inputs.step_mask.bool()
-    step_groups = groups[:, None].expand_as(step_mask)
-    scores = inputs.step_scores.float()
-    by_std, epsilon = inputs.norm_adv_by_std, inputs.epsilon
+    scores, ends, step_mask, outcome = step_columns(inputs)
+    mask, width = inputs.response_mask.bool(), inputs.response_mask.shape[1]
+    step_groups = inputs.group_index[:, None].expand_as(step_mask)
     z = normalise_in_groups(
-        scores.reshape(-1), step_groups.reshape(-1), step_mask.reshape(-1), by_std, epsilon
+        scores.reshape(-1), step_groups.reshape(-1), step_mask.reshape(-1), inputs.norm_adv_by_std, inputs.epsilon
     ).reshape(scores.shape)
-    outcome = inputs.rule_scores.float()
-    everyone = torch.ones_like(groups, dtype=torch.bool)
-    outcome_scaled = normalise_in_groups(outcome, groups, everyone, by_std, epsilon)
-    beta = inputs.beta * _groups_fully_scored(inputs).float()[:, None]
-    advantages = beta * _to_tokens(z, step_mask, inputs) + (1 - beta) * outcome_scaled[:, None]
-    returns = beta * _to_tokens(scores, step_mask, inputs) + (1 - beta) * outcome[:, None]
+    beta = process_weights(inputs)[:, None]
+    scaled = normalised_outcomes(inputs)[:, None]
+    advantages = beta * later_steps(z, ends, step_mask, width) + (1 - beta) * scaled
+    returns = beta * later_steps(scores, ends, step_mask, width) + (1 - beta) * outcome[:, None]
     return advantages * mask, returns * mask
-
-
-def _groups_fully_scored(inputs: AdvantageInputs) -> torch.Tensor:
-    """Return [S] bool: whether every response of the row's group was scored."""
-    if inputs.is_scored is None:
-        return torch.ones_like(inputs.group_index, dtype=torch.bool)
-    return ~torch.isin(inputs.group_index, inputs.group_index[~inputs.is_scored.bool()])
-
-
-def _to_tokens(step_values: torch.Tensor, step_mask: torch.Tensor, inputs: AdvantageInputs) -> torch.Tensor:
-    """Return [S, R]: at each token, the sum of the values of the steps that end there or later."""
-    assert inputs.step_ends is not None
-    values = torch.where(step_mask, step_values, torch.zeros_like(step_values))
-    ends = torch.where(step_mask, inputs.step_ends, torch.zeros_like(inputs.step_ends))
-    placed = values.new_zeros(inputs.response_mask.shape).scatter_add(1, ends, values)
-    return sums_to_the_right(placed)

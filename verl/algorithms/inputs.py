@@ -15,6 +15,21 @@ import torch
 
 
 @dataclass(frozen=True)
+class EstimatorOptions:
+    """Settings of single estimators; each is read by the one its name begins with.
+
+    Attributes:
+        minform_temperature: T of `grpo_minform`'s softmax over steps; the smaller, the closer to the minimum.
+
+    Example:
+        >>> EstimatorOptions(minform_temperature=0.05)
+        EstimatorOptions(minform_temperature=0.05)
+    """
+
+    minform_temperature: float = 0.1
+
+
+@dataclass(frozen=True)
 class AdvantageInputs:
     """Everything an estimator may read. S sequences, R response tokens, K the most reasoning steps of any sequence.
 
@@ -25,8 +40,8 @@ class AdvantageInputs:
         response_mask: [S, R] int64 or bool, 1 on the response's own tokens, EOS included.
         group_index: [S] int64; sequences of one prompt share a number. Any numbers, any order of rows.
         step_scores: [S, K] float32, the scorer's raw score of each reasoning step; anything where `step_mask` is 0.
-        step_ends: [S, K] int64, column of each reasoning step's last token; anything where `step_mask` is 0.
-        step_mask: [S, K] bool, true on steps that exist.
+        step_ends: [S, K] int64, column of each reasoning step's last token, rising; anything where `step_mask` is 0.
+        step_mask: [S, K] bool, true on steps that exist, at the left of each row.
         is_scored: [S] bool, false where the process scorer failed for good (an empty response IS scored, with no
             steps); None means all true.
         rule_scores: [S] float32, the outcome reward r_out of the paper's Eq. 12, penalties already added.
@@ -34,6 +49,7 @@ class AdvantageInputs:
         beta: Weight of the process part, 1 - beta is that of the outcome part.
         norm_adv_by_std: True divides by the group's standard deviation (GRPO), False only centres (Dr.GRPO).
         epsilon: A standard deviation below it counts as zero (advantage 0); it is also added to the divisor.
+        options: Settings that only one estimator reads.
 
     Example:
         >>> AdvantageInputs(torch.tensor([[0.0, 1.0]]), torch.ones(1, 2), torch.tensor([0])).beta
@@ -52,6 +68,7 @@ class AdvantageInputs:
     beta: float = 0.75
     norm_adv_by_std: bool = True
     epsilon: float = 1e-6
+    options: EstimatorOptions = EstimatorOptions()
 
     def __post_init__(self) -> None:
         """Refuse tensors whose shapes disagree and step ends outside the response."""
@@ -75,10 +92,15 @@ class AdvantageInputs:
             raise ValueError("step_scores, step_ends and step_mask go together")
         if self.step_ends is None or self.step_mask is None or self.step_scores is None:
             return
-        ends = self.step_ends[self.step_mask.bool()]
+        mask = self.step_mask.bool()
+        if (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise ValueError("step_mask has a gap: a row's steps stand at its left end")
+        if (mask[:, 1:] & (self.step_ends[:, 1:] < self.step_ends[:, :-1])).any():
+            raise ValueError("step_ends go back: the steps of a row stand in the order in which they end")
+        ends = self.step_ends[mask]
         if ends.numel() and (int(ends.min()) < 0 or int(ends.max()) >= width):
             raise ValueError(f"step_ends {int(ends.min())}..{int(ends.max())} lie outside the {width} response tokens")
-        if not torch.isfinite(self.step_scores[self.step_mask.bool()]).all():
+        if not torch.isfinite(self.step_scores[mask]).all():
             raise ValueError("step_scores hold NaN or infinity; a failed scorer belongs into is_scored, with no steps")
 
     def require(self, *names: str) -> None:

@@ -81,6 +81,38 @@ def normalise_in_groups(
     return centred.to(values.dtype)
 
 
+def means_of_the_others(values: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average over the other members of each value's group (leave-one-out).
+
+    Args:
+        values: [N] float.
+        groups: [N] int64, any numbers.
+
+    Returns:
+        [N] float64, the mean of the others, 0 where there are none; [N] bool, whether there are any.
+    """
+    _, group = torch.unique(groups, return_inverse=True)
+    wide = values.double()
+    count = _group_sums(torch.ones_like(wide), group)[group]
+    others = (_group_sums(wide, group)[group] - wide) / (count - 1).clamp(min=1)
+    has_others = count > 1
+    return torch.where(has_others, others, torch.zeros_like(others)), has_others
+
+
+def minus_the_others(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Compare each value with the mean of the others of its group: x - mean of the others (RLOO).
+
+    Args:
+        values: [N] float.
+        groups: [N] int64, any numbers.
+
+    Returns:
+        [N] in the dtype of `values`; 0 in a group of one: without another member there is no baseline.
+    """
+    others, has_others = means_of_the_others(values, groups)
+    return ((values.double() - others) * has_others).to(values.dtype)
+
+
 def sums_to_the_right(values: torch.Tensor) -> torch.Tensor:
     """Add up each row from its right end: out[s, t] = sum of values[s, u] over u >= t.
 

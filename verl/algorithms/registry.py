@@ -26,6 +26,8 @@ class AdvantageEstimator(StrEnum):
 
     GRPO = "grpo"
     GRPO_PS = "grpo_ps"
+    GRPO_MINFORM = "grpo_minform"
+    PAPO = "papo"
 
 
 class NameTable(Generic[Entry]):

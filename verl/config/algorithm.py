@@ -24,12 +24,21 @@ class KLCtrlConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MinformConfig:
+    """Settings of `adv_estimator=grpo_minform` (PURE, arXiv 2504.15275)."""
+
+    temperature: float = limited(0.1, above=0.0)
+    """T of the softmax that moves a response's reward to its worst steps; towards 0 the worst step takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """The advantage estimator and KL in the reward."""
 
     adv_estimator: str = "grpo"
-    """`grpo`: outcome supervision (the row's sum, normalised in the group); `grpo_ps`: process supervision on step
-    scores."""
+    """From rewards to advantages. Reads the token rewards: `grpo` (their sum, normalised in the group). Read the
+    step scores: `grpo_ps` (each step against all steps of its group), `grpo_minform` (PURE: the worst step still to
+    come), `papo` (mean step score, among the correct responses only)."""
     norm_adv_by_std_in_grpo: bool = True
     """Divide by the group's standard deviation; off = Dr.GRPO (arXiv 2503.20783)."""
     use_kl_in_reward: bool = False
@@ -38,3 +47,5 @@ class AlgorithmConfig:
     """KL estimator inside the reward: kl (= k1), abs, mse (= k2), low_var_kl (= k3)."""
     kl_ctrl: KLCtrlConfig = field(default_factory=KLCtrlConfig)
     """Weight of the KL inside the reward."""
+    grpo_minform: MinformConfig = field(default_factory=MinformConfig)
+    """Settings of `adv_estimator=grpo_minform`."""

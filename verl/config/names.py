@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-ADV_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps")
-"""Registered advantage estimators: outcome supervision and process supervision."""
-PROCESS_ESTIMATORS: tuple[str, ...] = ("grpo_ps",)
-"""Estimators that read step scores themselves: they need a PRM in mode `step` and refuse KL-in-reward."""
-GROUP_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps")
+ADV_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps", "grpo_minform", "papo")
+"""Advantage estimators that ship with the package."""
+PROCESS_ESTIMATORS: tuple[str, ...] = ("grpo_ps", "grpo_minform", "papo")
+"""Estimators that read step scores themselves: they need a PRM in mode `step`, and refuse KL-in-reward and gates."""
+GROUP_ESTIMATORS: tuple[str, ...] = ("grpo", *PROCESS_ESTIMATORS)
 """Estimators whose baseline is the group: one response per prompt would give an advantage of zero."""
 
 LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]

@@ -53,6 +53,7 @@ def _estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
 
 def _process_estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
     name, mode = config.algorithm.adv_estimator, config.reward_model.process_reward.mode
+    gate = config.reward_model.process_reward.gate
     if name not in PROCESS_ESTIMATORS:
         return
     if not config.reward_model.enable:
@@ -62,6 +63,10 @@ def _process_estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
         allowed = f"{name} reads the scores of single steps, which only mode step gives"
         mend = "Set mode=step, or algorithm.adv_estimator=grpo"
         yield Problem(f"{_PROCESS}.mode", mode, allowed, mend, (_ESTIMATOR,))
+    if gate != "none":
+        allowed = f"{name} reads raw step scores, so a gate would have no effect"
+        mend = "Set gate=none, or adv_estimator=grpo (papo credits the process of correct answers only)"
+        yield Problem(f"{_PROCESS}.gate", gate, allowed, mend, (_ESTIMATOR,))
     if config.algorithm.use_kl_in_reward:
         allowed = f"{name} reads scores, not token rewards, so the penalty would be lost"
         mend = "Set use_kl_in_reward=False (and actor.use_kl_loss=True), or adv_estimator=grpo"

@@ -14,7 +14,7 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
     ("refused", "said", "accepted"),
     [
         # estimator
-        (["algorithm.adv_estimator=grop"], "allowed: grpo | grpo_ps. Did you mean 'grpo'?", []),
+        (["algorithm.adv_estimator=grop"], "Did you mean 'grpo'?", []),
         (
             ["actor_rollout_ref.rollout.n=1"],
             "with one response every advantage is 0",
@@ -27,6 +27,16 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
             [PS, *WITH_PRM, "algorithm.use_kl_in_reward=True"],
             "the penalty would be lost",
             [*WITH_PRM, "algorithm.use_kl_in_reward=True"],
+        ),
+        (
+            [PS, *WITH_PRM, f"{PROCESS}.gate=correct_only"],
+            "gate='correct_only': grpo_ps reads raw step scores, so a gate would have no effect",
+            [*WITH_PRM, f"{PROCESS}.gate=correct_only"],
+        ),
+        (
+            ["algorithm.grpo_minform.temperature=0"],
+            "must be above 0",
+            ["algorithm.grpo_minform.temperature=0.01"],
         ),
         # names
         (["reward_model.reward_manager=navie"], "allowed: naive | dapo. Did you mean 'naive'?", []),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from verl.algorithms import get_adv_estimator_fn, kl_penalty
-from verl.algorithms.inputs import AdvantageInputs, group_numbers, pad_steps
+from verl.algorithms.inputs import AdvantageInputs, EstimatorOptions, group_numbers, pad_steps
 from verl.algorithms.kl import KLController, kl_in_reward
 from verl.algorithms.registry import adv_estimator_columns
 from verl.batch_schema import Stage, require
@@ -59,6 +59,7 @@ def compute_advantage(batch: DataProto, config: AlgorithmConfig, beta: float) ->
         **_optional_columns(batch, wanted),
         beta=beta,
         norm_adv_by_std=config.norm_adv_by_std_in_grpo,
+        options=EstimatorOptions(minform_temperature=config.grpo_minform.temperature),
     )
     advantages, returns = get_adv_estimator_fn(config.adv_estimator)(inputs)
     return DataProto.from_dict(tensors={"advantages": advantages, "returns": returns})
