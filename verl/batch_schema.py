@@ -117,6 +117,8 @@ _ROWS = (
     Column("step_ends", _SK, _INT, Stage.PROCESS_SCORE, (), (Stage.REWARD, Stage.ADVANTAGE, Stage.REPORT)),
     Column("traj_scores", _S, _FLOAT, Stage.PROCESS_SCORE, (), (Stage.REWARD, Stage.REPORT)),
     Column("prm_status", _S, _OBJECT, Stage.PROCESS_SCORE, (), (Stage.REWARD, Stage.ADVANTAGE, Stage.REPORT)),
+    Column("is_dropped", _S, _BOOL, Stage.PROCESS_SCORE, (), (Stage.ADVANTAGE, Stage.UPDATE)),
+    Column("reward_baselines", _S, _FLOAT, Stage.PROCESS_SCORE, (), (Stage.ADVANTAGE,)),
     # stage 4: log-probs
     Column("old_log_probs", _SR, _FLOAT, Stage.LOG_PROBS, (Stage.UPDATE,), (Stage.REWARD, Stage.REPORT), pad="right"),
     Column("ref_log_prob", _SR, _FLOAT, Stage.LOG_PROBS, (), (Stage.REWARD, Stage.UPDATE), pad="right"),

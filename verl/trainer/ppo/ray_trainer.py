@@ -12,27 +12,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from verl.algorithms.kl import AdaptiveKLController, FixedKLController, KLController
-from verl.batch_schema import Stage, require
 from verl.config import PPOTrainerConfig
 from verl.protocol import DataProto
-from verl.rewards.credit import CreditRule, ScoreColumns, place_rewards
 from verl.rewards.loop import ScoredBatch
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import to_batch
 from verl.trainer.ppo.advantage import apply_kl_penalty, compute_advantage, compute_response_mask
-from verl.trainer.ppo.balancing import balanced_order, sequence_lengths
 from verl.trainer.ppo.checkpointing import CheckpointFolders, read_trainer_state, write_trainer_state
 from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_mismatch_metrics, compute_throughput_metrics
 from verl.trainer.ppo.placement import ResourcePoolManager, Role
-from verl.trainer.ppo.prompts import as_objects, group_requests, prompt_batch, reward_input, reward_inputs_of
+from verl.trainer.ppo.prompts import group_requests, prompt_batch
+from verl.trainer.ppo.reward_stage import RewardStage, responses_of, without_rows
 from verl.trainer.ppo.rollout_dump import dump_rollouts
+from verl.trainer.ppo.rollout_stage import RolloutStage
 from verl.trainer.ppo.runtime import Runtime
 from verl.trainer.ppo.sync_proof import check_proof, compare_log_probs
 from verl.trainer.ppo.validation import Validator
@@ -81,7 +76,8 @@ class RayPPOTrainer:
         self.timer = StageTimer()
         self.folders = CheckpointFolders(config.trainer)
         self.validator = Validator(config, runtime.loop, runtime.stream, runtime.verifier)
-        self.kl_controller = _kl_controller(config)
+        self.rollout_stage = RolloutStage(config, runtime)
+        self.reward_stage = RewardStage(config)
         self._batches = self._endless_batches()
 
     # ---- the loop ----
@@ -125,113 +121,34 @@ class RayPPOTrainer:
         self.timer = timer = StageTimer()
         with timer("step"):
             with timer("gen"):
-                batch, scores = self._rollout(rows)
+                batch, scoring = self.rollout_stage.run(rows, self.global_steps)
             with timer("old_log_prob"):
                 batch = batch.union(self.runtime.actor.compute_log_prob(batch))
             with timer("ref"):
                 batch = batch.union(self._reference_log_probs(batch))
             with timer("reward"):
-                scored, metrics = self._join_scores(batch, scores)
-                batch = batch.union(scored)
-                batch, reward_metrics = self._place_rewards(batch)
+                with timer("wait_for_scores"):
+                    scores = scoring.result()
+                batch = batch.union(self.reward_stage.score_columns(batch, scores, self.global_steps))
+                rewards, metrics = self.reward_stage.place(batch, self.global_steps)
+                batch = batch.union(rewards)
             with timer("adv"):
-                beta = self.config.reward_model.process_reward.beta_at(self.global_steps - 1)
+                beta = self.reward_stage.beta(self.global_steps)
                 batch = batch.union(compute_advantage(batch, self.config.algorithm, beta))
             with timer("update_actor"):
-                metrics |= self._update_actor(batch)
+                used = without_rows(batch, batch.batch["is_dropped"])
+                metrics |= self.runtime.actor.update_actor(used)[0]
             with timer("update_weights"):
                 metrics |= self._sync_weights(verify=False)
-        return metrics | reward_metrics | self._report(batch)
+        return metrics | scores.metrics | self._report(batch, scores)
 
     # ---- stages ----
-
-    def _rollout(self, rows: Mapping[str, list[Any]]) -> tuple[DataProto, Future[ScoredBatch]]:
-        """Stages 1 to 3: sample G responses per prompt; every finished one is sent to the scorers at once."""
-        rollout, runtime = self.config.actor_rollout_ref.rollout, self.runtime
-        prompts = prompt_batch(rows, f"step{self.global_steps}", runtime.pad_token_id)
-        by_uid = reward_inputs_of(prompts)
-        sampling = SamplingSettings(
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            max_new_tokens=self.config.data.max_response_length,
-            ignore_eos=rollout.ignore_eos,
-        )
-        requests = group_requests(prompts, rollout.n, sampling)
-        scoring = runtime.reward_loop.open_batch([request.uid for request in requests], rollout.n)
-        runtime.wake_servers()
-        outputs = runtime.loop.run(
-            runtime.stream.generate(requests, lambda o: scoring.submit(reward_input(o, by_uid[o.uid])))
-        )
-        runtime.sleep_servers()
-        batch = to_batch(prompts, outputs, runtime.pad_token_id)
-        batch.non_tensor_batch["sample_index"] = as_objects([output.index for group in outputs for output in group])
-        return self._balance(batch), runtime.loop.submit(scoring.finish())
-
-    def _balance(self, batch: DataProto) -> DataProto:
-        """Deal the rows to the ranks."""
-        if not self.config.trainer.balance_batch or self.runtime.actor.world_size == 1:
-            return batch
-        actor = self.config.actor_rollout_ref.actor
-        rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
-        order = balanced_order(sequence_lengths(batch).numpy(), self.runtime.actor.world_size, rows)
-        return batch.reorder(order)
 
     def _reference_log_probs(self, batch: DataProto) -> DataProto:
         """Stage 4's second half; no column when no KL term is on."""
         if not self.config.needs_reference:
             return DataProto.from_dict(tensors={}, non_tensors={})
         return self.runtime.actor.compute_ref_log_prob(batch)
-
-    def _join_scores(self, batch: DataProto, scores: Future[ScoredBatch]) -> tuple[DataProto, dict[str, float]]:
-        """Wait for the scorers and lay the scores out in the batch's row order."""
-        with self.timer("wait_for_scores"):
-            result = scores.result()
-        uids, indices = batch.non_tensor_batch["uid"], batch.non_tensor_batch["sample_index"]
-        self.scored = [result.by_response[str(uid), int(index)] for uid, index in zip(uids, indices, strict=True)]
-        columns = ScoreColumns.of(self.scored)
-        is_kept = torch.tensor([str(uid) not in result.dropped_groups for uid in uids])
-        self._is_kept = is_kept
-        tensors = {
-            "rule_scores": torch.from_numpy(columns.rule_scores),
-            "overlong_penalty": torch.from_numpy(columns.overlong_penalty),
-            "is_correct": torch.from_numpy(columns.is_correct),
-            "traj_scores": torch.from_numpy(columns.traj_scores),
-        }
-        ragged = {
-            "step_scores": columns.step_scores,
-            "step_ends": columns.step_ends,
-            "prm_status": columns.prm_status,
-        }
-        return DataProto.from_dict(tensors=tensors, non_tensors=ragged), dict(result.metrics)
-
-    def _place_rewards(self, batch: DataProto) -> tuple[DataProto, dict[str, float]]:
-        """Stage 5: scores to token-level scores, then the KL penalty, if it is in the reward."""
-        require(batch, Stage.REWARD)
-        process = self.config.reward_model.process_reward
-        rule = CreditRule(
-            alpha=process.alpha,
-            beta=process.beta_at(self.global_steps - 1),
-            aggregation=process.aggregation,
-            gate=process.gate,
-            mode=process.mode,
-            score_space=process.score_space,
-        )
-        scores = place_rewards(ScoreColumns.of(self.scored), batch.batch["response_mask"], rule)
-        batch = batch.union(DataProto.from_dict(tensors={"token_level_scores": scores}))
-        algorithm = self.config.algorithm
-        if algorithm.use_kl_in_reward:
-            rewards, metrics = apply_kl_penalty(batch, self.kl_controller, algorithm.kl_penalty)
-            return batch.union(rewards), metrics
-        return batch.union(DataProto.from_dict(tensors={"token_level_rewards": scores})), {}
-
-    def _update_actor(self, batch: DataProto) -> dict[str, float]:
-        """Stage 7; sequences of dropped groups are masked out and count nowhere."""
-        if not bool(self._is_kept.all()):
-            masked = batch.batch["response_mask"] * self._is_kept[:, None]
-            columns = {key: value for key, value in batch.batch.items() if key != "response_mask"}
-            batch = DataProto.from_dict(tensors=columns | {"response_mask": masked})
-        return self.runtime.actor.update_actor(batch)[0]
 
     def _sync_weights(self, verify: bool) -> dict[str, float]:
         """Stage 8: the rollout servers get the new weights."""
@@ -283,11 +200,11 @@ class RayPPOTrainer:
         self.tracker.write(self.global_steps, metrics)
         return metrics
 
-    def _report(self, batch: DataProto) -> dict[str, float]:
+    def _report(self, batch: DataProto, scores: ScoredBatch) -> dict[str, float]:
         """Metrics of the batch and of time, and the dump."""
         folder = self.config.trainer.rollout_data_dir
         if folder:
-            dump_rollouts(Path(folder).expanduser(), self.global_steps, batch, self.scored)
+            dump_rollouts(Path(folder).expanduser(), self.global_steps, batch, responses_of(batch, scores))
         step_s = self.timer.seconds["step"]
         entropy = batch.batch["entropys"][batch.batch["response_mask"].bool()]
         return {
@@ -313,7 +230,7 @@ class RayPPOTrainer:
             state = {
                 "global_steps": self.global_steps,
                 "policy_version": self.policy_version,
-                "kl_coef": self.kl_controller.value,
+                "kl_coef": self.reward_stage.kl_controller.value,
             }
             write_trainer_state(folder, state, self.train_loader.state_dict())
             logger.info("checkpoint written: %s", self.folders.commit(self.global_steps))
@@ -326,7 +243,7 @@ class RayPPOTrainer:
         state, data_state = read_trainer_state(folder)
         self.global_steps = int(state["global_steps"])
         self.policy_version = int(state["policy_version"])
-        self.kl_controller.value = float(state["kl_coef"])
+        self.reward_stage.kl_controller.value = float(state["kl_coef"])
         self.train_loader.load_state_dict(data_state)
         self.runtime.actor.load_checkpoint(str(folder))
         logger.info("resumed from %s at training step %d", folder, self.global_steps)
@@ -334,13 +251,6 @@ class RayPPOTrainer:
     def _endless_batches(self) -> Any:
         while True:
             yield from self.train_loader
-
-
-def _kl_controller(config: PPOTrainerConfig) -> KLController:
-    control = config.algorithm.kl_ctrl
-    if control.type == "adaptive":
-        return AdaptiveKLController(control.kl_coef, control.target_kl, control.horizon)
-    return FixedKLController(control.kl_coef)
 
 
 def _is_due(step: int, every: int) -> bool:
