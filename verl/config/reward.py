@@ -144,6 +144,12 @@ class RewardModelConfig:
     """Longest wait for one response's step scores. Unit: seconds."""
     max_retries: int = limited(2, low=0)
     """How often a failed scoring is tried again, on another replica if there is one."""
+    score_cache_entries: int = limited(4096, low=0)
+    """Answers whose step scores are remembered, least recently used out first: an identical answer to the same problem
+    is not scored again. 0 = off. Unit: responses."""
+    overlap_rollout: bool = True
+    """Score each response as it ends, beside the rollout; off = all of them after it, which a PRM that shares the
+    policy's devices may prefer."""
     start_timeout_s: float = limited(900.0, above=0.0)
     """Longest wait for a replica to load the PRM. Unit: seconds."""
     reward_manager: RewardManagerName = "naive"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from verl.rewards.manager import RuleReward
 from verl.rewards.monitors import score_metrics
+from verl.rewards.prm.counts import count_metrics
 from verl.rewards.prm.prompt import problem_of
 from verl.rewards.prm.score_space import to_score
 from verl.rewards.prm.steps import SplitRule, Steps, find_steps, map_to_tokens
@@ -100,7 +101,12 @@ class RewardLoop:
     """
 
     def __init__(
-        self, verifier: Verifier, manager: RewardManager, score_steps: ScoreSteps | None, settings: LoopSettings
+        self,
+        verifier: Verifier,
+        manager: RewardManager,
+        score_steps: ScoreSteps | None,
+        settings: LoopSettings,
+        counts: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Take the scorers.
 
@@ -109,7 +115,9 @@ class RewardLoop:
             manager: Turns its verdicts into r_out.
             score_steps: The PRM, retries included; None without one.
             settings: Splitting, score space, failures.
+            counts: Running totals of dispatcher and cache; each batch's share of them is in its metrics.
         """
+        self._counts = counts
         self._verifier = verifier
         self._manager = manager
         self._score_steps = score_steps
@@ -180,6 +188,10 @@ class RewardLoop:
             return finite, True
         return [_by_rule_only(member) for member in finite], False
 
+    def totals(self) -> dict[str, int]:
+        """Read the running totals of dispatcher and cache; empty without a PRM."""
+        return dict(self._counts())
+
     def metrics(self, scored: Sequence[ScoredResponse], num_tokens: Sequence[int]) -> dict[str, float]:
         """Describe scored responses; see `verl.rewards.monitors`.
 
@@ -210,7 +222,7 @@ class RewardLoop:
         if self._score_steps is None or not len(steps):
             return StepLogits(np.zeros((0, 2), dtype=np.float32))
         name = f"{item.uid}-{item.index}"
-        request = ScoreRequest(name, problem_of(item.prompt), steps.pieces(item.response))
+        request = ScoreRequest(name, problem_of(item.prompt), steps.pieces(item.response), item.num_tokens)
         try:
             answer = await self._score_steps(request)
             if answer.logits.shape != (len(steps), 2) or not np.isfinite(answer.logits).all():
@@ -254,6 +266,7 @@ class BatchScoring:
         self._expected = {(uid, index) for uid in uids for index in range(group_size)}
         self._tasks: dict[tuple[str, int], asyncio.Task[ScoredResponse]] = {}
         self._num_tokens: dict[tuple[str, int], int] = {}
+        self._totals_before = reward_loop.totals()
 
     def submit(self, item: RewardInput) -> None:
         """Start scoring a response. Must be called on the event loop.
@@ -297,6 +310,7 @@ class BatchScoring:
             dropped |= {uid} if is_dropped else set()
         lengths = [self._num_tokens[response.uid, response.index] for response in settled]
         metrics = self._loop.metrics(settled, lengths) | _failure_metrics(settled, dropped, len(groups))
+        metrics |= count_metrics(self._totals_before, self._loop.totals())
         return ScoredBatch({(one.uid, one.index): one for one in settled}, frozenset(dropped), metrics)
 
     def cancel(self) -> None:

@@ -236,3 +236,31 @@ def test_responses_of_another_batch_or_twice_are_refused_and_missing_ones_named(
 def test_unknown_policy():
     with pytest.raises(ValueError, match="on_error='ignore'"):
         LoopSettings(on_error="ignore")
+
+
+def test_a_batch_counts_only_what_happened_in_it():
+    totals = {"retries": 5, "alive": 2, "cache_hits": 3, "cache_misses": 1}
+
+    class CountingScorer(TableScorer):
+        async def __call__(self, request):
+            totals["retries"] += 1
+            totals["cache_misses"] += 1
+            return await super().__call__(request)
+
+    async def go():
+        manager = get_reward_manager_cls("naive")(ManagerSettings())
+        reward_loop = RewardLoop(Verifier(), manager, CountingScorer({}), LoopSettings(), lambda: totals)
+        scoring = reward_loop.open_batch(["g"], 2)
+        for index in range(2):
+            scoring.submit(item("good", index=index))
+        return (await scoring.finish()).metrics
+
+    metrics = asyncio.run(go())
+    assert (metrics["prm/retries/count"], metrics["prm/replicas_alive/count"]) == (2.0, 2.0)
+    assert metrics["prm/cache_hits/share"] == 0.0
+
+
+def test_the_prm_is_told_how_many_tokens_a_response_has():
+    scorer = TableScorer({})
+    run([item("good")], scorer)
+    assert scorer.requests[0].num_tokens == len("good") + 1

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-
 _CHARS_PER_TOKEN = 4
 
 

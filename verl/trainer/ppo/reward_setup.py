@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from verl.config import PPOTrainerConfig
 from verl.rewards.loop import LoopSettings, RewardLoop, Verifier
 from verl.rewards.manager import ManagerSettings, OverlongBuffer, get_reward_manager_cls
+from verl.rewards.prm.cache import ScoreCache
 from verl.rewards.prm.checks import check_prm
 from verl.rewards.prm.dispatch import DispatchSettings, spread_over
 from verl.rewards.prm.selftest import self_test
@@ -101,11 +102,11 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
         score_space=process.score_space,
         on_error=process.on_error,
     )
-    score_steps = _score_steps(config, prm_servers)
+    score_steps, counts = _score_steps(config, prm_servers)
     if score_steps is not None:
         margin = await self_test(score_steps, reward.model.path)
         logger.info("PRM self-test passed: right steps score %.3f above wrong ones", margin)
-    return RewardLoop(verifier, manager, score_steps, settings)
+    return RewardLoop(verifier, manager, score_steps, settings, counts)
 
 
 def _is_gone(error: BaseException) -> bool:
@@ -120,16 +121,24 @@ def _overlong_buffer(config: PPOTrainerConfig) -> OverlongBuffer | None:
     return OverlongBuffer(config.data.max_response_length, buffer.len, buffer.penalty_factor)
 
 
-def _score_steps(config: PPOTrainerConfig, prm_servers: Sequence[Any]) -> ScoreSteps | None:
+def _score_steps(
+    config: PPOTrainerConfig, prm_servers: Sequence[Any]
+) -> tuple[ScoreSteps | None, Callable[[], dict[str, int]]]:
+    """The PRM's replicas as one, behind a cache where one is wanted; and what reads their totals."""
     if not prm_servers:
-        return None
+        return None, dict
     settings = DispatchSettings(
         max_in_flight=config.reward_model.max_num_seqs,
         timeout_s=config.reward_model.timeout_s,
         max_attempts=config.reward_model.max_retries + 1,
         is_dead=_is_gone,
     )
-    return spread_over([_RemoteScorer(server) for server in prm_servers], settings)
+    dispatcher = spread_over([_RemoteScorer(server) for server in prm_servers], settings)
+    entries = config.reward_model.score_cache_entries
+    if not entries:
+        return dispatcher, lambda: dispatcher.counts
+    cache = ScoreCache(dispatcher, entries)  # the PRM's weights never change during a run
+    return cache, lambda: dispatcher.counts | cache.counts
 
 
 def check_reward_model(config: PPOTrainerConfig) -> None:

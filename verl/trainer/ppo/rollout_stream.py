@@ -37,12 +37,15 @@ class RolloutStream:
         self._owed = [0] * len(self._servers)
         self._timeout_s = timeout_s
 
-    async def generate(self, requests: Sequence[GroupRequest], on_response: OnResponse) -> list[list[RolloutOutput]]:
+    async def generate(
+        self, requests: Sequence[GroupRequest], on_response: OnResponse, hold: bool = False
+    ) -> list[list[RolloutOutput]]:
         """Sample all groups.
 
         Args:
             requests: The groups.
             on_response: Called on the event loop with each response when it is complete.
+            hold: Call it only when all groups are complete, for a PRM that must not run beside the rollout.
 
         Returns:
             Responses per group, in the order of `requests` and of their place in the group.
@@ -50,10 +53,14 @@ class RolloutStream:
         Raises:
             RuntimeError: Not all groups were complete in time; the message names some that were not.
         """
-        tasks = [asyncio.create_task(self._generate_group(request, on_response)) for request in requests]
+        held: list[RolloutOutput] = []
+        take = held.append if hold else on_response
+        tasks = [asyncio.create_task(self._generate_group(request, take)) for request in requests]
         done, pending = await asyncio.wait(tasks, timeout=self._timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         failed = next((task for task in done if task.exception() is not None), None)
         if failed is None and not pending:
+            for output in held:
+                on_response(output)
             return [task.result() for task in tasks]
         for task in pending:
             task.cancel()

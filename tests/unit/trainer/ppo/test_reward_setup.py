@@ -196,6 +196,27 @@ def test_a_failed_request_is_tried_as_often_as_configured(prm_folder: Path) -> N
     assert server.calls == 2 + 1 + 3  # two of the self-test
 
 
+@pytest.mark.parametrize(("entries", "calls", "share"), [(8, 2, 0.5), (0, 4, None)], ids=["cache", "off"])
+def test_identical_responses_are_scored_once_where_a_cache_is_configured(
+    prm_folder: Path, entries: int, calls: int, share: float | None
+) -> None:
+    server = FakePrmServer(TABLE)
+
+    async def run() -> dict[str, float]:
+        config = with_prm(prm_folder, f"reward_model.score_cache_entries={entries}")
+        reward_loop = await build_reward_loop(config, Verifier(), [server])
+        server.calls = 0
+        scoring = reward_loop.open_batch(["g"], 4)
+        for index, response in enumerate(("good 4", "bad 4", "good 4", "bad 4")):
+            scoring.submit(item(response, index))
+        return dict((await scoring.finish()).metrics)
+
+    metrics = asyncio.run(run())
+    assert server.calls == calls
+    assert metrics.get("prm/cache_hits/share") == share
+    assert metrics["prm/retries/count"] == 0.0
+
+
 def test_a_prm_that_prefers_wrong_steps_is_refused_before_the_first_rollout(prm_folder: Path) -> None:
     backwards = FakePrmServer({"good": -2.0, "bad": 2.0})
     with pytest.raises(PRMSelfTestError, match=r"reward_model\.model\.path"):

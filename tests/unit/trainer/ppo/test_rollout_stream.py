@@ -49,6 +49,28 @@ def test_a_response_is_announced_before_its_group_is_complete() -> None:
     assert asyncio.run(run()) == [0, 1, 2]
 
 
+def test_held_responses_are_announced_when_all_are_complete_and_not_at_all_after_a_failure() -> None:
+    async def run(servers: list[FakeServer]) -> list[tuple[str, int]]:
+        arrived: list[tuple[str, int]] = []
+        seen_by_last: list[int] = []
+
+        def last_answers(group: GroupRequest, index: int) -> str:
+            seen_by_last.append(len(arrived))
+            return "x"
+
+        stream = RolloutStream([FakeServer(last_answers), *servers], timeout_s=0.2)
+        work = stream.generate(
+            [request("a"), request("b")], lambda output: arrived.append((output.uid, output.index)), hold=True
+        )
+        await asyncio.gather(work, return_exceptions=True)
+        assert seen_by_last and set(seen_by_last) == {0}
+        return arrived
+
+    arrived = asyncio.run(run([FakeServer()]))
+    assert sorted(arrived) == [(uid, index) for uid in "ab" for index in range(3)]
+    assert asyncio.run(run([FakeServer(hang_on="b")])) == []
+
+
 def test_groups_go_to_the_server_that_owes_the_fewest_responses() -> None:
     first, second = FakeServer(), FakeServer()
     generate([first, second], [request("big", 8), request("a", 2), request("b", 2), request("c", 3), request("d", 1)])
