@@ -7,7 +7,8 @@ set -euo pipefail
 assets=${1:?usage: make_assets.sh DIR}
 repo=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
 cd "$repo"
-wanted=$(cat recipe/miniature/*.py recipe/miniature/make_assets.sh | sha256sum | cut -d' ' -f1)
+sources=(recipe/miniature/{problems,data,tokenizer,models,probes}.py recipe/miniature/make_assets.sh)
+wanted=$(cat "${sources[@]}" | sha256sum | cut -d' ' -f1)
 if [[ $(cat "$assets/.made-from" 2>/dev/null) == "$wanted" ]]; then
     echo "miniature: assets in $assets are up to date"
     exit 0
