@@ -14,6 +14,7 @@ within the text and against answers longer than the PRM's context.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,12 @@ def _read_head(path_or_hub_id: str, auth_token: str | None) -> dict[str, torch.T
             f"must hold {HEAD_FILE}",
             "Name a model with a reward head; a step-wise PRM is loaded by load_process_reward_model",
         )
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise UserError.for_key(
+            HEAD_FILE, str(file), "holds more than tensors, or is damaged; it was not loaded", "Get it again"
+        ) from err
     return {name.rpartition(".")[2]: tensor for name, tensor in state.items()}
 
 

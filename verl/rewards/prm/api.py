@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from types import TracebackType
 from typing import Any
 
@@ -124,7 +125,7 @@ class PRMScorer:
             raise
 
     @classmethod
-    def from_pretrained(cls, path: str, **options: Any) -> PRMScorer:
+    def from_pretrained(cls, path: str | PathLike[str], **options: Any) -> PRMScorer:
         """Load a PRM into this process, with transformers.
 
         Args:
