@@ -14,20 +14,16 @@ within the text and against answers longer than the PRM's context.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from verl.rewards.prm.heads import HeadSpec, load_head
 from verl.rewards.prm.model import load_prm
-from verl.utils.errors import UserError
-
-HEAD_FILE = "reward_head.pt"
 
 
 def make_step_rewards(logits: torch.Tensor, token_masks: torch.Tensor) -> list[list[float]]:
@@ -120,16 +116,16 @@ class RewardModel(nn.Module):
         >>> model(encoded["input_ids"], encoded["attention_mask"])  # [B], 0 to 1
     """
 
-    def __init__(self, base_model: nn.Module, reward_head: nn.Linear) -> None:
+    def __init__(self, base_model: nn.Module, reward_head: nn.Module) -> None:
         """Put the parts together.
 
         Args:
             base_model: Causal language model.
-            reward_head: Linear(h, 1); computed in float32 whatever the base model's dtype.
+            reward_head: Maps hidden states [B, h] to logits [B, 2]; see `verl.rewards.prm.heads`.
         """
         super().__init__()
         self.base_model = base_model
-        self.reward_head = reward_head.float()
+        self.reward_head = reward_head
 
     @classmethod
     def from_pretrained(
@@ -154,18 +150,12 @@ class RewardModel(nn.Module):
             UserError: There is no head, or it does not fit the base model.
         """
         device = _device(device_map)
+        folder = Path(path_or_hub_id).expanduser()
+        if not folder.is_dir():
+            folder = Path(snapshot_download(path_or_hub_id, token=auth_token))
         # first, since it is small: a folder without a head is refused before gigabytes are read
-        state = _read_head(path_or_hub_id, auth_token)
-        dtype = _dtype(torch_dtype, device)
-        base_model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=dtype, token=auth_token)
-        head = nn.Linear(base_model.config.hidden_size, 1, bias="bias" in state)
-        try:
-            head.load_state_dict(state)
-        except RuntimeError as err:
-            shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-            raise UserError.for_key(
-                HEAD_FILE, shapes, f"must hold {head}", "Use the head that came with this model"
-            ) from err
+        head = load_head(folder, HeadSpec("reward_file"))
+        base_model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(torch_dtype, device))
         return cls(base_model, head).to(device).eval()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -188,28 +178,9 @@ class RewardModel(nn.Module):
         hidden = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (places * mask.bool()).argmax(dim=1)
-        rows = torch.arange(len(last), device=hidden.device)
-        return torch.sigmoid(self.reward_head(hidden[rows, last.to(hidden.device)].float())).squeeze(-1)
-
-
-def _read_head(path_or_hub_id: str, auth_token: str | None) -> dict[str, torch.Tensor]:
-    """Read `weight` and maybe `bias` of the head; nothing in the file is executed."""
-    folder = Path(path_or_hub_id).expanduser()
-    file = folder / HEAD_FILE if folder.is_dir() else hf_hub_download(path_or_hub_id, HEAD_FILE, token=auth_token)
-    if not Path(file).is_file():
-        raise UserError.for_key(
-            "path_or_hub_id",
-            path_or_hub_id,
-            f"must hold {HEAD_FILE}",
-            "Name a model with a reward head; a step-wise PRM is loaded by load_process_reward_model",
-        )
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        raise UserError.for_key(
-            HEAD_FILE, str(file), "holds more than tensors, or is damaged; it was not loaded", "Get it again"
-        ) from err
-    return {name.rpartition(".")[2]: tensor for name, tensor in state.items()}
+        rows = torch.arange(len(last), device=last.device)
+        # logits (0, v): the probability of the second is sigmoid(v)
+        return torch.softmax(self.reward_head(hidden[rows, last]), dim=-1)[:, 1]
 
 
 def _device(device_map: str | torch.device) -> torch.device:
