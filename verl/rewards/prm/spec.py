@@ -38,6 +38,8 @@ class PRMSpec:
         max_num_seqs: Most sequences in one forward pass.
         enforce_eager: Whether a served replica goes without compilation and graphs.
         engine_kwargs: Further arguments of the serving engine; they win.
+        reference_path: Of an implicit PRM, folder or hub name of the language model that it is compared with.
+        implicit_beta: Of an implicit PRM, what the log-ratio is multiplied by.
     """
 
     path: str
@@ -56,6 +58,8 @@ class PRMSpec:
     max_num_seqs: int = 256
     enforce_eager: bool = False
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    reference_path: str = ""
+    implicit_beta: float = 0.05
 
 
 @dataclass(frozen=True)
