@@ -271,7 +271,6 @@ VALUES: dict[str, dict[Any, Any]] = {
     f"{_ROLLOUT}.val_kwargs.top_k": {0: -1},
     f"{_ACTOR}.optim.min_lr_ratio": {None: 0.0},
     f"{_ACTOR}.optim.lr_warmup_steps": {None: -1},
-    "reward_model.reward_manager": {"prime": "naive"},
     "trainer.logger": {"file": "jsonl"},
     "reward_model.process_reward.step_separator": {r"\n\n": "\n\n", r"\n": "\n"},
 }

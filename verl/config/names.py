@@ -5,12 +5,29 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-ADV_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps", "grpo_minform", "papo")
+ADV_ESTIMATORS: tuple[str, ...] = (
+    "grpo",
+    "rloo",
+    "opo",
+    "remax",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "grpo_ps",
+    "grpo_minform",
+    "grpo_delta",
+    "papo",
+    "gdpo",
+)
 """Advantage estimators that ship with the package."""
-PROCESS_ESTIMATORS: tuple[str, ...] = ("grpo_ps", "grpo_minform", "papo")
+PROCESS_ESTIMATORS: tuple[str, ...] = ("grpo_ps", "grpo_minform", "grpo_delta", "papo", "gdpo")
 """Estimators that read step scores themselves: they need a PRM in mode `step`, and refuse KL-in-reward and gates."""
-GROUP_ESTIMATORS: tuple[str, ...] = ("grpo", *PROCESS_ESTIMATORS)
+GROUP_ESTIMATORS: tuple[str, ...] = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline", *PROCESS_ESTIMATORS)
 """Estimators whose baseline is the group: one response per prompt would give an advantage of zero."""
+
+STD_ESTIMATORS: tuple[str, ...] = ("grpo", "grpo_ps", "grpo_delta", "papo", "gdpo")
+"""Estimators that read `norm_adv_by_std_in_grpo`."""
+GroupFilterName = Literal["none", "prof"]
+GROUP_FILTERS: tuple[str, ...] = get_args(GroupFilterName)
 
 LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 LOSS_AGG_MODES: tuple[str, ...] = get_args(LossAggMode)
@@ -35,7 +52,7 @@ WEIGHT_SYNC_BACKENDS: tuple[str, ...] = get_args(WeightSyncBackend)
 Truncation = Literal["error", "left", "right", "middle"]
 TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
 
-RewardManagerName = Literal["naive", "dapo"]
+RewardManagerName = Literal["naive", "dapo", "batch", "prime", "process"]
 REWARD_MANAGERS: tuple[str, ...] = get_args(RewardManagerName)
 PRMAdapterName = Literal["auto", "reasonflux_prm", "qwen_math_prm"]
 PRM_ADAPTERS: tuple[str, ...] = get_args(PRMAdapterName)

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from verl.config.actor import ActorConfig
+from verl.config.algorithm import AlgorithmConfig
 from verl.config.engine import MegatronConfig
-from verl.config.names import PROCESS_ESTIMATORS
+from verl.config.names import ADV_ESTIMATORS, PROCESS_ESTIMATORS, STD_ESTIMATORS
 from verl.config.reward import ProcessRewardConfig
 
 if TYPE_CHECKING:
     from verl.config.root import PPOTrainerConfig
 
+_DEFAULT_ALGORITHM = AlgorithmConfig()
 _DEFAULT_PROCESS = ProcessRewardConfig()
 _LEGACY_IGNORES = ("aggregation", "alpha", "score_space", "step_separator", "gate", "beta", "beta_schedule")
 
@@ -27,7 +29,12 @@ def find_notices(config: PPOTrainerConfig) -> list[str]:
     Returns:
         One line per notice.
     """
-    return [*_actor(config.actor_rollout_ref.actor), *_rewards(config), *_run(config)]
+    return [
+        *_actor(config.actor_rollout_ref.actor),
+        *_rewards(config),
+        *_estimator(config.algorithm, config.reward_model.process_reward),
+        *_run(config),
+    ]
 
 
 def _actor(actor: ActorConfig) -> Iterator[str]:
@@ -43,7 +50,7 @@ def _actor(actor: ActorConfig) -> Iterator[str]:
 def _rewards(config: PPOTrainerConfig) -> Iterator[str]:
     prm, process = config.reward_model, config.reward_model.process_reward
     changed = [name for name in vars(process) if getattr(process, name) != getattr(_DEFAULT_PROCESS, name)]
-    if not prm.enable and set(changed) - {"rule_range"}:
+    if not config.has_step_scores and set(changed) - {"rule_range"}:
         yield f"reward_model.process_reward.{changed[0]}: no effect, reward_model.enable=False"
     if not prm.enable:
         return
@@ -56,8 +63,22 @@ def _rewards(config: PPOTrainerConfig) -> Iterator[str]:
         ignored = [name for name in _LEGACY_IGNORES if name in changed]
         if ignored:
             yield f"reward_model.process_reward.{', '.join(ignored)}: no effect with mode=legacy (fixed as published)"
-    if process.beta == 0.0 and not process.beta_schedule:
+    is_filtered = config.algorithm.group_filter.name != "none"
+    if process.beta == 0.0 and not process.beta_schedule and not is_filtered:
         yield "reward_model.process_reward.beta=0: the PRM runs, but its scores do not count"
+
+
+def _estimator(algorithm: AlgorithmConfig, process: ProcessRewardConfig) -> Iterator[str]:
+    name = algorithm.adv_estimator
+    if not algorithm.norm_adv_by_std_in_grpo and name in set(ADV_ESTIMATORS) - set(STD_ESTIMATORS):
+        yield f"algorithm.norm_adv_by_std_in_grpo=False: no effect with adv_estimator={name}"
+    for owner in ("grpo_minform", "grpo_delta", "gdpo"):
+        if owner != name and getattr(algorithm, owner) != getattr(_DEFAULT_ALGORITHM, owner):
+            yield f"algorithm.{owner}: no effect with adv_estimator={name}"
+    if algorithm.group_filter.name == "none" and algorithm.group_filter != _DEFAULT_ALGORITHM.group_filter:
+        yield "algorithm.group_filter: no effect with name=none"
+    if name == "grpo_minform" and process.score_space == "prob":
+        yield "adv_estimator=grpo_minform: PURE's scores are signed (process_reward.score_space=signed), these are prob"
 
 
 def _run(config: PPOTrainerConfig) -> Iterator[str]:

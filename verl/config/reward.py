@@ -153,22 +153,29 @@ class RewardModelConfig:
     start_timeout_s: float = limited(900.0, above=0.0)
     """Longest wait for a replica to load the PRM. Unit: seconds."""
     reward_manager: RewardManagerName = "naive"
-    """`naive`: rule score as it is; `dapo`: with the overlong penalty where `overlong_buffer.enable`."""
+    """`naive`: rule score as it is; `dapo`: with the overlong penalty where `overlong_buffer.enable`; `prime`: a failed
+    or late verdict of a custom function counts as wrong; `batch`: a custom function judges the whole batch in one call;
+    `process`: a custom function may give the `step_scores` too, in place of the PRM."""
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
     """DAPO's overlong penalty."""
     num_verifier_workers: int = limited(4, low=1)
     """Processes that run the rule verifier. Unit: processes."""
     verifier_timeout_s: float = limited(10.0, above=0.0)
-    """Longest time for one rule verdict; then the worker is killed and the answer counts as wrong (counted). Unit:
-    seconds."""
+    """Longest time for one rule verdict, or for the one call of `reward_manager=batch`; then the worker is killed and
+    the answer counts as wrong (a custom function's score as missing; both counted). Unit: seconds."""
     process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
     """From step scores to rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomRewardFunctionConfig:
-    """A rule function of the user: `f(data_source, solution_str, ground_truth, extra_info, **reward_kwargs) -> float |
-    dict`."""
+    """A rule function of the user, sync or async: `f(data_source, solution_str, ground_truth, extra_info,
+    **reward_kwargs) -> float | dict`.
+
+    Of a dict `score` is read, `acc` (or `is_correct`), `pred` and, by `reward_manager=process`, `step_scores`; its
+    other numbers become metrics `reward/NAME/mean`. With `reward_manager=batch`: `f(data_sources, solution_strs,
+    ground_truths, extra_infos, **reward_kwargs) -> list`.
+    """
 
     path: str | None = path_field()
     """Python file that holds the function; null = the built-in rules, chosen by `data.reward_fn_key`."""

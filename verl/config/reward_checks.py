@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _PROCESS = "reward_model.process_reward"
 _ESTIMATOR = "algorithm.adv_estimator"
+_FILTER = "algorithm.group_filter"
+_PRM_ON = "reward_model.enable"
 _LARGEST_SHARE = 0.95
 """Share of a GPU's memory that all servers on it may take together."""
 
@@ -30,10 +32,12 @@ def reward_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
     """
     yield from _estimator(config)
     yield from _process_estimator(config)
+    yield from _group_filter(config)
     yield from _blend(config)
     if config.reward_model.enable:
         yield from _prm_devices(config)
     yield from _pool_without_prm(config)
+    yield from _manager(config)
     yield from _overlong(config)
 
 
@@ -56,9 +60,9 @@ def _process_estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
     gate = config.reward_model.process_reward.gate
     if name not in PROCESS_ESTIMATORS:
         return
-    if not config.reward_model.enable:
+    if not config.has_step_scores:
         mend = "Set reward_model.enable=True and reward_model.model.path, or adv_estimator=grpo"
-        yield Problem(_ESTIMATOR, name, "reads step scores, but no PRM is on", mend, ("reward_model.enable",))
+        yield Problem(_ESTIMATOR, name, "reads step scores, but no PRM is on", mend, (_PRM_ON,))
     if mode != "step":
         allowed = f"{name} reads the scores of single steps, which only mode step gives"
         mend = "Set mode=step, or algorithm.adv_estimator=grpo"
@@ -71,6 +75,24 @@ def _process_estimator(config: PPOTrainerConfig) -> Iterator[Problem]:
         allowed = f"{name} reads scores, not token rewards, so the penalty would be lost"
         mend = "Set use_kl_in_reward=False (and actor.use_kl_loss=True), or adv_estimator=grpo"
         yield Problem("algorithm.use_kl_in_reward", True, allowed, mend, (_ESTIMATOR,))
+    if name == "grpo_delta" and not (config.algorithm.grpo_delta.clip or config.algorithm.grpo_delta.delta):
+        allowed = "without clip and delta the plain sum of scores is left, which pays for more steps"
+        mend = "Set one of the two to True, or algorithm.adv_estimator=grpo_ps"
+        yield Problem("algorithm.grpo_delta.clip", False, allowed, mend, ("algorithm.grpo_delta.delta", _ESTIMATOR))
+
+
+def _group_filter(config: PPOTrainerConfig) -> Iterator[Problem]:
+    chosen, size = config.algorithm.group_filter, config.actor_rollout_ref.rollout.n
+    if chosen.name == "none":
+        return
+    if not config.reward_model.enable:
+        mend = "Set reward_model.enable=True and reward_model.model.path, or group_filter.name=none"
+        yield Problem(f"{_FILTER}.name", chosen.name, "reads step scores, but no PRM is on", mend, (_PRM_ON,))
+    keep = chosen.keep or (size + 1) // 2
+    if not 2 <= keep < size:
+        allowed = f"{keep} kept of {size} responses per prompt: at least 2 must stay and 1 must go"
+        mend = "Raise actor_rollout_ref.rollout.n, or lower keep (0 = half)"
+        yield Problem(f"{_FILTER}.keep", chosen.keep, allowed, mend, ("actor_rollout_ref.rollout.n",))
 
 
 def _blend(config: PPOTrainerConfig) -> Iterator[Problem]:
@@ -127,6 +149,18 @@ def _pool_without_prm(config: PPOTrainerConfig) -> Iterator[Problem]:
     if config.reward_model.enable_resource_pool and not config.reward_model.enable:
         mend = "Set reward_model.enable=True, or enable_resource_pool=False"
         yield Problem("reward_model.enable_resource_pool", True, "reserves devices, but no PRM is on", mend)
+
+
+def _manager(config: PPOTrainerConfig) -> Iterator[Problem]:
+    name, has_function = config.reward_model.reward_manager, config.custom_reward_function.path is not None
+    key, function = "reward_model.reward_manager", "custom_reward_function.path"
+    if name == "batch" and not has_function:
+        allowed = f"calls your own function with the whole batch, but {function} is not set"
+        yield Problem(key, name, allowed, f"Set {function}, or reward_manager=naive", (function,))
+    if name == "process" and not config.has_step_scores:
+        allowed = "needs step scores, but there is neither a PRM nor a function of your own that could give them"
+        mend = f"Set reward_model.enable=True and reward_model.model.path, or {function}"
+        yield Problem(key, name, allowed, mend, ("reward_model.enable", function))
 
 
 def _overlong(config: PPOTrainerConfig) -> Iterator[Problem]:

@@ -55,6 +55,12 @@ class PPOTrainerConfig:
         """Whether a reference model is loaded at all (a KL term is on)."""
         return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
 
+    @property
+    def has_step_scores(self) -> bool:
+        """Whether responses get step scores: from a PRM, or from the user's function by the manager `process`."""
+        own = self.reward_model.reward_manager == "process" and self.custom_reward_function.path is not None
+        return self.reward_model.enable or own
+
     def problems(self) -> list[Problem]:
         """List every mistake across sections (types and single values were checked at the door)."""
         return find_problems(self)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores responses while others are still being generated, and decides what a failed score means for its group.
 
-    consumes     RewardInput, each the moment its response is complete (`submit`)
-    produces     ScoredBatch, when the last response is scored (`finish`)
-    waits for    the rule verifier and the PRM, both asked at once, each with its own time limit
+    consumes     RewardInput, each the moment its response is complete
+    produces     ScoredResponse; groups and batches of them are put together in `batch_scoring`
+    waits for    the rule verifier and the PRM, both asked at once, each with its own time limit; where the user's own
+                 function may give the step scores, the PRM is asked only if it did not
     unblocked by their answers, or their giving up
 
 Knows one verifier, one reward manager and one `ScoreSteps`; knows no Ray, no engine, no batch columns.
@@ -13,37 +14,61 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, cast
 
 import numpy as np
 
+from verl.rewards.batch_scoring import (
+    BatchScoring,
+    BatchVerifier,
+    GroupRules,
+    ScoredBatch,
+    ScoredGroup,
+    Verifier,
+    WholeBatchVerifier,
+)
 from verl.rewards.manager import RuleReward
 from verl.rewards.monitors import score_metrics
 from verl.rewards.prm.counts import count_metrics
 from verl.rewards.prm.prompt import problem_of
 from verl.rewards.prm.score_space import to_score
-from verl.rewards.prm.steps import SplitRule, Steps, find_steps, map_to_tokens
+from verl.rewards.prm.steps import SplitRule, Steps, count_repeated, find_steps, map_to_tokens
 from verl.rewards.prm.types import ScoreRequest, ScoreSteps, StepLogits
-from verl.rewards.types import RewardInput, RuleVerdict, ScoredResponse
+from verl.rewards.process import own_steps, with_step_texts
+from verl.rewards.types import PrmStatus, RewardInput, RuleVerdict, ScoredResponse
+
+__all__ = [
+    "BatchScoring",
+    "LoopSettings",
+    "RewardFailedError",
+    "RewardLoop",
+    "RewardManager",
+    "ScoredBatch",
+    "ScoredGroup",
+    "Verifier",
+]
 
 logger = logging.getLogger(__name__)
 
 ON_ERROR = ("rule_only", "drop_group", "stop")
-
-
-class Verifier(Protocol):
-    """Judges responses; `RuleVerifierPool` is one."""
-
-    async def verify(self, reward_input: RewardInput) -> RuleVerdict:
-        """Judge one response; its status says when there is no score."""
-        ...
+_NO_SCORES = np.zeros(0, dtype=np.float32)
 
 
 class RewardManager(Protocol):
-    """Turns verdicts into outcome rewards; see `verl.rewards.manager`."""
+    """Turns verdicts into outcome rewards; see `verl.rewards.manager.AbstractRewardManager`."""
+
+    @property
+    def judges_batch(self) -> bool:
+        """Whether a batch is judged in one call."""
+        ...
+
+    @property
+    def reads_step_scores(self) -> bool:
+        """Whether the function's step scores stand in for the PRM's."""
+        ...
 
     def reward(self, reward_input: RewardInput, verdict: RuleVerdict) -> RuleReward:
         """Give one response its outcome reward."""
@@ -77,18 +102,13 @@ class LoopSettings:
 
 
 @dataclass(frozen=True)
-class ScoredBatch:
-    """The scores of all responses of a batch.
+class _StepResult:
+    """Step scores of one response, from whoever gave them."""
 
-    Args:
-        by_response: (uid, index) -> scores, of every response, those of dropped groups included.
-        dropped_groups: Groups that must not be trained on.
-        metrics: What the scores look like, and what went wrong how often.
-    """
-
-    by_response: Mapping[tuple[str, int], ScoredResponse]
-    dropped_groups: frozenset[str]
-    metrics: Mapping[str, float]
+    steps: Steps
+    scores: np.ndarray
+    status: PrmStatus
+    flags: tuple[str, ...] = ()
 
 
 class RewardLoop:
@@ -123,44 +143,71 @@ class RewardLoop:
         self._score_steps = score_steps
         self._settings = settings
 
-    def open_batch(self, uids: Sequence[str], group_size: int) -> BatchScoring:
+    def open_batch(
+        self, uids: Sequence[str], group_size: int, on_group: Callable[[ScoredGroup], None] | None = None
+    ) -> BatchScoring:
         """Begin a batch.
 
         Args:
             uids: Its groups.
             group_size: Responses of each.
+            on_group: Called on the event loop with each group when all its responses are scored.
         """
-        return BatchScoring(self, uids, group_size)
+        verifier = self._verifier
+        if self._manager.judges_batch:
+            verifier = WholeBatchVerifier(cast(BatchVerifier, verifier), uids, group_size)
+        totals_before = self.totals()
 
-    async def score(self, item: RewardInput) -> ScoredResponse:
-        """Ask verifier and PRM at once.
+        def describe(scored: Sequence[ScoredResponse], num_tokens: Sequence[int]) -> dict[str, float]:
+            return self.metrics(scored, num_tokens) | count_metrics(totals_before, self.totals())
+
+        rules = GroupRules(partial(self.score, verifier=verifier), self.settle_group, describe)
+        return BatchScoring(rules, uids, group_size, on_group)
+
+    async def score(self, item: RewardInput, verifier: Verifier | None = None) -> ScoredResponse:
+        """Ask verifier and PRM.
 
         Args:
             item: A finished response.
+            verifier: Judges it in place of the loop's own.
 
         Returns:
-            Its scores; `prm_status` is `failed` where the PRM gave none.
+            Its scores; `prm_status` is `failed` where there are no step scores.
 
         Raises:
-            RewardFailedError: The PRM failed, and `on_error=stop`.
+            RewardFailedError: There are no step scores, and `on_error=stop`.
         """
+        verifier = verifier or self._verifier
         steps = self._find_steps(item)
-        verdict, answer = await asyncio.gather(self._verifier.verify(item), self._ask_prm(item, steps))
+        if self._manager.reads_step_scores:
+            verdict = await verifier.verify(with_step_texts(item, steps))
+            found = await self._steps_of(item, steps, verdict)
+        else:
+            verdict, found = await asyncio.gather(verifier.verify(item), self._steps_by_prm(item, steps))
         rule = self._manager.reward(item, verdict)
-        scored = ScoredResponse(
+        num_repeated = count_repeated(found.steps.pieces(item.response))
+        flags = {
+            "empty": not item.response.strip() or (self._has_steps and not len(found.steps)),
+            "one_step": len(found.steps) == 1,
+            "repeated": num_repeated > 0,
+            "truncated": item.truncated,
+            "rule_missing": rule.is_missing,
+        }
+        has_scores = len(found.scores) > 0
+        return ScoredResponse(
             uid=item.uid,
             index=item.index,
             verdict=verdict,
             rule_score=rule.rule_score,
             overlong_penalty=rule.overlong_penalty,
-            step_spans=steps.spans,
-            flags=(*self._shape_flags(item, steps), *(("rule_missing",) if rule.is_missing else ())),
+            step_spans=found.steps.spans,
+            step_ends=found.steps.ends if has_scores else np.zeros(0, dtype=np.int64),
+            step_scores=found.scores,
+            traj_score=float(found.scores[-1]) if has_scores else 0.0,
+            prm_status=found.status,
+            num_repeated_steps=num_repeated,
+            flags=(*(name for name, is_so in flags.items() if is_so), *found.flags),
         )
-        if self._score_steps is None:
-            return scored
-        if answer is None:
-            return replace(scored, prm_status="failed", flags=(*scored.flags, "prm_error"))
-        return self._with_steps(scored, steps, answer)
 
     def settle_group(self, members: Sequence[ScoredResponse]) -> tuple[list[ScoredResponse], bool]:
         """Decide what missing scores mean for a group, so that no group mixes two scales.
@@ -201,21 +248,42 @@ class RewardLoop:
         """
         return score_metrics(scored, num_tokens, self._settings.score_space)
 
+    @property
+    def _has_steps(self) -> bool:
+        return self._score_steps is not None or self._manager.reads_step_scores
+
     def _find_steps(self, item: RewardInput) -> Steps:
-        if self._score_steps is None or not item.response.strip():
+        if not self._has_steps or not item.response.strip():
             return Steps((), np.zeros(0, dtype=np.int64))
         if self._settings.mode == "legacy":
             whole = ((0, len(item.response)),)
             return map_to_tokens(whole, item.token_starts, len(item.response))
         return find_steps(item.response, item.token_starts, self._settings.split)
 
-    def _shape_flags(self, item: RewardInput, steps: Steps) -> tuple[str, ...]:
-        flags = {
-            "empty": not item.response.strip() or (self._score_steps is not None and not len(steps)),
-            "one_step": len(steps) == 1,
-            "truncated": item.truncated,
-        }
-        return tuple(name for name, is_so in flags.items() if is_so)
+    async def _steps_of(self, item: RewardInput, steps: Steps, verdict: RuleVerdict) -> _StepResult:
+        """Take the step scores of the user's function, else the PRM's."""
+        if verdict.step_scores is None and self._score_steps is not None:
+            return await self._steps_by_prm(item, steps)
+        if verdict.status != "scored":  # counted with the verdict, which is missing too
+            return _StepResult(steps, _NO_SCORES, "failed")
+        try:
+            if verdict.step_scores is None and len(steps):
+                raise ValueError("the reward function gave no step_scores, and there is no PRM")
+            own, scores = own_steps(item, steps, replace(verdict, step_scores=verdict.step_scores or ()))
+        except ValueError as error:
+            self._note_no_steps(item, error)
+            return _StepResult(steps, _NO_SCORES, "failed", ("prm_error",))
+        return _StepResult(own, scores, "scored", ("own_steps",))
+
+    async def _steps_by_prm(self, item: RewardInput, steps: Steps) -> _StepResult:
+        if self._score_steps is None:
+            return _StepResult(steps, _NO_SCORES, "off")
+        answer = await self._ask_prm(item, steps)
+        if answer is None:
+            return _StepResult(steps, _NO_SCORES, "failed", ("prm_error",))
+        scores = to_score(answer.logits, self._settings.score_space)
+        status: PrmStatus = "retried" if "retried" in answer.flags else "scored"
+        return _StepResult(steps, scores, status, tuple(flag for flag in answer.flags if flag != "retried"))
 
     async def _ask_prm(self, item: RewardInput, steps: Steps) -> StepLogits | None:
         """Return the PRM's answer, or None where it gave none that can be used."""
@@ -227,96 +295,19 @@ class RewardLoop:
             answer = await self._score_steps(request)
             if answer.logits.shape != (len(steps), 2) or not np.isfinite(answer.logits).all():
                 raise ValueError(f"unusable logits for {len(steps)} reasoning steps: {answer.logits.tolist()}")
-        except Exception as err:  # the border of scoring: on_error decides, and it is counted
-            where = f"uid={item.uid} index={item.index} data_source={item.data_source}"
-            if self._settings.on_error == "stop":
-                raise self._stop(f"{where}: the PRM: {err}") from err
-            logger.warning("no PRM score: %s: %s: %s", where, type(err).__name__, err)
+        except Exception as err:  # noqa: BLE001 - the border of scoring: on_error decides, and it is counted
+            self._note_no_steps(item, err)
             return None
         return answer
 
-    def _with_steps(self, scored: ScoredResponse, steps: Steps, answer: StepLogits) -> ScoredResponse:
-        scores = to_score(answer.logits, self._settings.score_space)
-        was_retried = "retried" in answer.flags
-        return replace(
-            scored,
-            step_ends=steps.ends,
-            step_scores=scores,
-            traj_score=float(scores[-1]) if len(scores) else 0.0,
-            prm_status="retried" if was_retried else "scored",
-            flags=(*scored.flags, *(flag for flag in answer.flags if flag != "retried")),
-        )
+    def _note_no_steps(self, item: RewardInput, error: Exception) -> None:
+        where = f"uid={item.uid} index={item.index} data_source={item.data_source}"
+        if self._settings.on_error == "stop":
+            raise self._stop(f"{where}: the step scores: {error}") from error
+        logger.warning("no step scores: %s: %s: %s", where, type(error).__name__, error)
 
     def _stop(self, what: str) -> RewardFailedError:
         return RewardFailedError(f"{what}; no score, and reward_model.process_reward.on_error=stop")
-
-
-class BatchScoring:
-    """The scores of one batch in the making."""
-
-    def __init__(self, reward_loop: RewardLoop, uids: Sequence[str], group_size: int) -> None:
-        """Expect `group_size` responses of every group.
-
-        Args:
-            reward_loop: Whose scorers are asked.
-            uids: The groups.
-            group_size: Responses of each.
-        """
-        self._loop = reward_loop
-        self._expected = {(uid, index) for uid in uids for index in range(group_size)}
-        self._tasks: dict[tuple[str, int], asyncio.Task[ScoredResponse]] = {}
-        self._num_tokens: dict[tuple[str, int], int] = {}
-        self._totals_before = reward_loop.totals()
-
-    def submit(self, item: RewardInput) -> None:
-        """Start scoring a response. Must be called on the event loop.
-
-        Args:
-            item: A response of this batch.
-
-        Raises:
-            ValueError: It is none of this batch, or was submitted already.
-        """
-        key = (item.uid, item.index)
-        if key not in self._expected or key in self._tasks:
-            raise ValueError(f"response {key} is not awaited (any more) in this batch")
-        self._num_tokens[key] = item.num_tokens
-        self._tasks[key] = asyncio.get_running_loop().create_task(self._loop.score(item))
-
-    async def finish(self) -> ScoredBatch:
-        """Wait for all scores and settle every group.
-
-        Raises:
-            ValueError: A response was never submitted.
-            RewardFailedError: A score is missing and `on_error=stop`.
-        """
-        missing = sorted(self._expected - set(self._tasks))
-        if missing:
-            self.cancel()
-            raise ValueError(f"{len(missing)} responses were never submitted, first of them {missing[:3]}")
-        try:
-            scored = await asyncio.gather(*self._tasks.values())
-        except BaseException:
-            self.cancel()
-            raise
-        groups: dict[str, list[ScoredResponse]] = defaultdict(list)
-        for response in scored:
-            groups[response.uid].append(response)
-        settled: list[ScoredResponse] = []
-        dropped: set[str] = set()
-        for uid, members in groups.items():
-            used, is_dropped = self._loop.settle_group(sorted(members, key=lambda member: member.index))
-            settled += used
-            dropped |= {uid} if is_dropped else set()
-        lengths = [self._num_tokens[response.uid, response.index] for response in settled]
-        metrics = self._loop.metrics(settled, lengths) | _failure_metrics(settled, dropped, len(groups))
-        metrics |= count_metrics(self._totals_before, self._loop.totals())
-        return ScoredBatch({(one.uid, one.index): one for one in settled}, frozenset(dropped), metrics)
-
-    def cancel(self) -> None:
-        """Stop scoring; what is not finished is lost."""
-        for task in self._tasks.values():
-            task.cancel()
 
 
 def _by_rule_only(member: ScoredResponse) -> ScoredResponse:
@@ -329,16 +320,3 @@ def _by_rule_only(member: ScoredResponse) -> ScoredResponse:
         prm_status="failed",
         flags=(*member.flags, "group_by_rule_only"),
     )
-
-
-def _failure_metrics(scored: Sequence[ScoredResponse], dropped: set[str], num_groups: int) -> dict[str, float]:
-    """Count failures; every one of them shows here, whatever `on_error` made of it."""
-    counts: Counter[str] = Counter(response.verdict.status for response in scored)
-    by_rule_only = {response.uid for response in scored if "group_by_rule_only" in response.flags}
-    return {
-        "reward/prm_failed/count": float(sum("prm_error" in response.flags for response in scored)),
-        "reward/rule_timeout/count": float(counts["timeout"]),
-        "reward/rule_error/count": float(counts["error"]),
-        "reward/groups_by_rule_only/share": len(by_rule_only) / max(num_groups, 1),
-        "reward/groups_dropped/share": len(dropped) / max(num_groups, 1),
-    }

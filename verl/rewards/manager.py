@@ -11,12 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from verl.rewards.types import RewardInput, RuleVerdict
 from verl.utils.errors import UserError
 
 # The shipped managers register themselves when their module is loaded.
-_SHIPPED = {"naive": "verl.rewards.naive", "dapo": "verl.rewards.dapo"}
+_SHIPPED = {name: f"verl.rewards.{name}" for name in ("naive", "dapo", "batch", "prime", "process")}
 _MANAGERS: dict[str, type[AbstractRewardManager]] = {}
 
 
@@ -112,11 +113,16 @@ class RuleReward:
 class AbstractRewardManager(ABC):
     """Turns verdicts into outcome rewards.
 
+    Attributes:
+        judges_batch: All responses of a batch are judged in one call, when the last one is there.
+
     Example:
         >>> manager = get_reward_manager_cls("naive")(ManagerSettings(rule_range=(0.0, 1.0)))
         >>> manager.reward(reward_input, verdict).rule_score
         1.0
     """
+
+    judges_batch: ClassVar[bool] = False
 
     def __init__(self, settings: ManagerSettings) -> None:
         """Keep the settings.
@@ -125,6 +131,11 @@ class AbstractRewardManager(ABC):
             settings: What the configuration asks for.
         """
         self.settings = settings
+
+    @property
+    def reads_step_scores(self) -> bool:
+        """Whether step scores that the user's function gives stand in for the PRM's."""
+        return False
 
     @abstractmethod
     def reward(self, reward_input: RewardInput, verdict: RuleVerdict) -> RuleReward:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from verl.rewards.manager import AbstractRewardManager, ManagerSettings, RuleReward, register
 from verl.rewards.types import RewardInput, RuleVerdict
 from verl.utils.errors import UserError
@@ -17,6 +19,8 @@ class NaiveRewardManager(AbstractRewardManager):
         1.0
     """
 
+    name: ClassVar[str] = "naive"
+
     def __init__(self, settings: ManagerSettings) -> None:
         """Keep the settings.
 
@@ -30,7 +34,7 @@ class NaiveRewardManager(AbstractRewardManager):
         if settings.overlong is not None:
             raise UserError.for_key(
                 "reward_model.reward_manager",
-                "naive",
+                self.name,
                 "gives no length punishment, but reward_model.overlong_buffer is on",
                 "Set reward_model.reward_manager=dapo or reward_model.overlong_buffer.enable=False",
             )

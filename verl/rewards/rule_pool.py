@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rule verification in worker processes, so that no answer can stall or crash the program that asks.
 
-    consumes    RewardInput, at most `max_pending` at a time (further callers wait)
-    produces    RuleVerdict, always: scored, timeout or error
+    consumes    RewardInput, one per call or a whole batch; at most `max_pending` calls at a time (further callers wait)
+    produces    RuleVerdict for each, always: scored, timeout or error
     waits for   one worker, at most `timeout_s`; then the worker is killed and another one started
     unblocked by the verdict, the time limit, or the worker's death
 
@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -60,7 +61,7 @@ class RuleVerifierPool:
 
         Args:
             num_workers: Number of processes.
-            timeout_s: Time limit per response, in seconds.
+            timeout_s: Time limit per call, in seconds: of one response, or of a batch.
             function: The user's reward function, None for the shipped scorers.
 
         Raises:
@@ -123,15 +124,37 @@ class RuleVerifierPool:
             UserError: The data source has no scorer, or a worker cannot load the user's function.
             RuntimeError: The pool is closed.
         """
+        return (await self.verify_batch([reward_input]))[0]
+
+    async def verify_batch(self, reward_inputs: Sequence[RewardInput]) -> list[RuleVerdict]:
+        """Judge responses in one call to one worker; a function that takes a batch sees all of them together.
+
+        Args:
+            reward_inputs: The responses.
+
+        Returns:
+            Their verdicts, in order; a call that raises or takes too long gives all of them `error` or `timeout`.
+
+        Raises:
+            UserError: As `verify`.
+            RuntimeError: The pool is closed.
+        """
         if self._closed:
             raise RuntimeError("the rule verifier pool is closed")
         if self._setup.function is None:
-            get_scorer(reward_input.data_source)
-        item = RuleItem(
-            reward_input.data_source, reward_input.response, reward_input.ground_truth, dict(reward_input.extra_info)
-        )
+            for each in reward_inputs:
+                get_scorer(each.data_source)
+        items = [
+            RuleItem(each.data_source, each.response, each.ground_truth, dict(each.extra_info))
+            for each in reward_inputs
+        ]
         async with self._pending:
-            verdict = await asyncio.get_running_loop().run_in_executor(self._executor, self._judge, item)
+            verdicts = await asyncio.get_running_loop().run_in_executor(self._executor, self._judge, items)
+        for each, verdict in zip(reward_inputs, verdicts, strict=True):
+            self._note(each, verdict)
+        return verdicts
+
+    def _note(self, reward_input: RewardInput, verdict: RuleVerdict) -> None:
         self._counts[verdict.status] += 1
         if verdict.status != "scored":
             logger.warning(
@@ -142,7 +165,6 @@ class RuleVerifierPool:
                 verdict.status,
                 verdict.detail,
             )
-        return verdict
 
     def close(self) -> None:
         """End all workers at once. Responses being judged end with status `error`."""
@@ -153,22 +175,22 @@ class RuleVerifierPool:
         for worker in self._workers:
             worker.kill()
 
-    def _judge(self, item: RuleItem) -> RuleVerdict:
-        """Judge one item on an idle worker; runs in one of the pool's threads, of which there is one per worker."""
+    def _judge(self, items: list[RuleItem]) -> list[RuleVerdict]:
+        """Make one call on an idle worker; runs in one of the pool's threads, of which there is one per worker."""
         worker = self._idle.get_nowait()
         try:
-            return self._ask_twice(worker, item)
+            return self._ask_twice(worker, items)
         finally:
             self._idle.put(worker)
 
-    def _ask_twice(self, worker: _Worker, item: RuleItem) -> RuleVerdict:
-        """Ask again once after a death: the worker may have been killed for no fault of this item."""
+    def _ask_twice(self, worker: _Worker, items: list[RuleItem]) -> list[RuleVerdict]:
+        """Ask again once after a death: the worker may have been killed for no fault of these items."""
         with contextlib.suppress(WorkerDiedError):
-            return worker.ask(item)
+            return worker.ask(items)
         try:
-            return worker.ask(item)
+            return worker.ask(items)
         except WorkerDiedError as error:
-            return _no_score("error", str(error))
+            return [_no_score("error", str(error))] * len(items)
 
 
 class _Worker:
@@ -230,14 +252,14 @@ class _Worker:
             raise UserError(f"a rule worker cannot start: {problem}")
         self._is_ready = True
 
-    def ask(self, item: RuleItem) -> RuleVerdict:
-        """Have one item judged.
+    def ask(self, items: list[RuleItem]) -> list[RuleVerdict]:
+        """Have the items of one call judged.
 
         Args:
-            item: The response.
+            items: The responses.
 
         Returns:
-            The verdict, `timeout` where the limit was reached; the process has then been replaced.
+            Their verdicts, `timeout` where the limit was reached; the process has then been replaced.
 
         Raises:
             WorkerDiedError: The process died.
@@ -246,14 +268,15 @@ class _Worker:
         self.wait_ready()
         assert self._connection is not None
         try:
-            self._connection.send(item)
+            self._connection.send(items)
         except OSError as error:
             raise self._died() from error
-        verdict = self._receive(self._setup.timeout_s)
-        if verdict is None:
+        verdicts: list[RuleVerdict] | None = self._receive(self._setup.timeout_s)
+        if verdicts is None:
             self._replace()
-            return _no_score("timeout", f"no verdict within {self._setup.timeout_s:g} s; the worker was killed")
-        return verdict
+            detail = f"no verdict within {self._setup.timeout_s:g} s; the worker was killed"
+            return [_no_score("timeout", detail)] * len(items)
+        return verdicts
 
     def retire(self) -> None:
         """End the process for good; the one call allowed beside another thread's, which then sees the process die."""

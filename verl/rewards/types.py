@@ -57,6 +57,10 @@ class RuleVerdict:
         status: `scored`, `timeout` (the time limit ended the worker) or `error` (the function raised, or died).
         detail: Why, when `status` is not `scored`.
         metrics: Further numbers a custom function gave.
+        step_scores: Scores of reasoning steps a custom function gave, None where it gave none.
+        step_char_ends: For each of them, one past the step's last character; None where the steps are those that were
+            shown to the function.
+        says_predicted: Whether the scorer looks for `predicted` at all; a custom function without `pred` does not.
     """
 
     score: float
@@ -65,6 +69,9 @@ class RuleVerdict:
     status: VerdictStatus = "scored"
     detail: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    step_scores: tuple[float, ...] | None = None
+    step_char_ends: tuple[int, ...] | None = None
+    says_predicted: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ class ScoredResponse:
         step_scores: [K] float32, PRM score of each reasoning step.
         traj_score: PRM score of the whole response.
         prm_status: `scored`, `retried` (scored after a retry), `failed` or `off`.
-        flags: What was special: "empty", "one_step", "truncated", "escaped", "windowed".
+        num_repeated_steps: Reasoning steps that say what an earlier one of the same response said.
+        flags: What was special: "empty", "one_step", "repeated", "truncated", "escaped", "windowed", ...
     """
 
     uid: str
@@ -95,4 +103,5 @@ class ScoredResponse:
     step_scores: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     traj_score: float = 0.0
     prm_status: PrmStatus = "off"
+    num_repeated_steps: int = 0
     flags: tuple[str, ...] = ()

@@ -22,12 +22,11 @@ from verl.config.hydra import LoadedConfig
 from verl.config.plan import build_plan
 from verl.data.rl_dataset import PromptSettings, RLDataset
 from verl.data.sampler import LoaderSettings, build_dataloader
-from verl.rewards.loader import resolve_function
 from verl.rewards.scores.registry import check_data_sources
 from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import ResourcePoolManager, connect_ray
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
-from verl.trainer.ppo.reward_setup import check_reward_model
+from verl.trainer.ppo.reward_setup import check_reward_model, custom_function
 from verl.trainer.ppo.runtime import start_runtime
 from verl.trainer.ppo.summary import closing_text, display_columns
 from verl.utils.console import ConsoleDisplay
@@ -135,8 +134,7 @@ def run_ppo(loaded: LoadedConfig[PPOTrainerConfig]) -> None:
     if config.actor_rollout_ref.model.external_lib:
         importlib.import_module(config.actor_rollout_ref.model.external_lib)
     get_adv_estimator_fn(config.algorithm.adv_estimator)
-    custom = config.custom_reward_function
-    resolve_function(custom.path, custom.name, custom.reward_kwargs)
+    custom_function(config)
     check_reward_model(config)
     TaskRunner(loaded).run()
 

@@ -240,7 +240,7 @@ def test_policy_keys_under_their_old_names(override: str, key: str, value: objec
         ("reward.reward_model.rollout.gpu_memory_utilization=0.3", "gpu_memory_utilization", 0.3),
         ("reward_model.rollout.max_model_len=4096", "max_length", 4096),
         ("reward_model.num_workers=3", "num_verifier_workers", 3),
-        ("reward_model.reward_manager=prime", "reward_manager", "naive"),
+        ("reward.reward_manager.name=prime", "reward_manager", "prime"),
         ("reward.reward_model.forward_max_token_len_per_gpu=99", "max_num_batched_tokens", 99),
     ],
 )

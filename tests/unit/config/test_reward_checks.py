@@ -7,6 +7,7 @@ from tests.helpers.configs import WITH_PRM, build, fault
 
 PROCESS = "reward_model.process_reward"
 PS = "algorithm.adv_estimator=grpo_ps"
+FUNCTION = "custom_reward_function.path=mine.py"
 SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
 
 
@@ -39,7 +40,7 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
             ["algorithm.grpo_minform.temperature=0.01"],
         ),
         # names
-        (["reward_model.reward_manager=navie"], "allowed: naive | dapo. Did you mean 'naive'?", []),
+        (["reward_model.reward_manager=navie"], "dapo | batch | prime | process. Did you mean 'naive'?", []),
         (["actor_rollout_ref.actor.loss_agg_mode=token_mean"], "Did you mean 'token-mean'?", []),
         (["actor_rollout_ref.actor.kl_loss_type=k4"], "allowed: kl | k1 | abs | mse | k2 | low_var_kl | k3", []),
         ([f"{PROCESS}.aggregation=avg"], "allowed: mean | min | last | prod", []),
@@ -88,6 +89,26 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
             ["reward_model.enable_resource_pool=True"],
             "reserves devices, but no PRM is on",
             [*WITH_PRM, "reward_model.enable_resource_pool=True"],
+        ),
+        # managers
+        (
+            ["reward_model.reward_manager=batch"],
+            "custom_reward_function.path is not set",
+            ["reward_model.reward_manager=batch", FUNCTION],
+        ),
+        (
+            ["reward_model.reward_manager=process"],
+            "neither a PRM nor a function of your own",
+            ["reward_model.reward_manager=process", FUNCTION],
+        ),
+        ([PS, FUNCTION], "reads step scores, but no PRM is on", [PS, FUNCTION, "reward_model.reward_manager=process"]),
+        (
+            [
+                "reward_model.reward_manager=prime",
+                *(f"reward_model.overlong_buffer.{v}" for v in ("enable=True", "len=9")),
+            ],
+            "reward_model.reward_manager='prime': has no overlong penalty",
+            ["reward_model.reward_manager=process", *WITH_PRM],
         ),
         # overlong penalty
         (

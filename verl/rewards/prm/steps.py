@@ -7,12 +7,14 @@ Pure text and index arithmetic. Knows no PRM: what one is shown of a step is its
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 Span = tuple[int, int]
 THINK_END = "</think>"
+_LABEL = re.compile(r"^(?:[#*\s]*step\s*\d+|\d+)\s*[.:)]\W*")
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,20 @@ def map_to_tokens(spans: tuple[Span, ...], token_starts: np.ndarray, num_chars: 
     owners = step_of_token[last_in_run]
     begins = [0, *(spans[step][0] for step in owners[1:]), num_chars]
     return Steps(tuple(zip(begins[:-1], begins[1:], strict=True)), owning[last_in_run].astype(np.int64))
+
+
+def count_repeated(pieces: Sequence[str]) -> int:
+    """Count the reasoning steps that say what an earlier one said: a policy that is paid per step repeats itself.
+
+    Args:
+        pieces: Texts of the steps; case, blanks and a leading number or "Step 3:" do not matter.
+
+    Returns:
+        How many could be left out without losing anything that was said.
+    """
+    said = [_LABEL.sub("", " ".join(piece.casefold().split())) for piece in pieces]
+    told = [text for text in said if text]
+    return len(told) - len(set(told))
 
 
 @dataclass(frozen=True)

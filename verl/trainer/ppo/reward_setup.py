@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from verl.config import PPOTrainerConfig
+from verl.rewards.loader import FunctionSpec, resolve_function
 from verl.rewards.loop import LoopSettings, RewardLoop, Verifier
 from verl.rewards.manager import ManagerSettings, OverlongBuffer, get_reward_manager_cls
 from verl.rewards.prm.cache import ScoreCache
@@ -72,6 +73,23 @@ def prm_spec(config: PPOTrainerConfig, device: str) -> PRMSpec:
         enforce_eager=reward.enforce_eager,
         engine_kwargs=dict(reward.engine_kwargs),
     )
+
+
+def custom_function(config: PPOTrainerConfig) -> FunctionSpec | None:
+    """Find and check the user's reward function.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        Where it is and how its manager calls it; None where the shipped scorers judge.
+
+    Raises:
+        UserError: It cannot be loaded, or cannot take what it will be given.
+    """
+    custom = config.custom_reward_function
+    manager = get_reward_manager_cls(config.reward_model.reward_manager)
+    return resolve_function(custom.path, custom.name, custom.reward_kwargs, manager.judges_batch)
 
 
 async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_servers: Sequence[Any]) -> RewardLoop:

@@ -17,13 +17,12 @@ from ray.exceptions import GetTimeoutError
 
 from verl.config import PPOTrainerConfig
 from verl.config.batch_plan import BatchPlan
-from verl.rewards.loader import resolve_function
 from verl.rewards.loop import RewardLoop
 from verl.rewards.rule_pool import RuleVerifierPool
 from verl.rollout.base import RolloutSpec
 from verl.single_controller import RayWorkerGroup, ResourcePool, WorkerSpec
 from verl.trainer.ppo.placement import ResourcePoolManager, Role, ServerSlot, actor_environment, server_slots
-from verl.trainer.ppo.reward_setup import build_reward_loop, prm_spec
+from verl.trainer.ppo.reward_setup import build_reward_loop, custom_function, prm_spec
 from verl.trainer.ppo.rollout_stream import RolloutStream
 from verl.utils.async_loop import BackgroundLoop
 from verl.utils.tokenizer import load_tokenizer
@@ -265,9 +264,8 @@ def _close_servers(servers: list[Any]) -> None:
 
 
 async def _start_verifier(config: PPOTrainerConfig) -> RuleVerifierPool:
-    custom, reward = config.custom_reward_function, config.reward_model
-    function = resolve_function(custom.path, custom.name, custom.reward_kwargs)
-    pool = RuleVerifierPool(reward.num_verifier_workers, reward.verifier_timeout_s, function)
+    reward = config.reward_model
+    pool = RuleVerifierPool(reward.num_verifier_workers, reward.verifier_timeout_s, custom_function(config))
     await pool.start()
     return pool
 
