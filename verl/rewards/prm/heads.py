@@ -120,7 +120,9 @@ def wanted_shapes(kind: HeadKind, width: int) -> Shapes:
     return {}
 
 
-def check_shapes(shapes: Mapping[str, Sequence[int]], head: HeadSpec, config: Mapping[str, Any], path: str) -> None:
+def check_shapes(
+    shapes: Mapping[str, Sequence[int]], head: HeadSpec, config: Mapping[str, Any], path: str, key: str = PATH_KEY
+) -> None:
     """Check that a checkpoint holds the tensors of a head.
 
     Args:
@@ -128,6 +130,7 @@ def check_shapes(shapes: Mapping[str, Sequence[int]], head: HeadSpec, config: Ma
         head: The head it should have.
         config: Its config.json.
         path: For the message.
+        key: Configuration key that `path` came from.
 
     Raises:
         UserError: One is missing or has another shape.
@@ -141,14 +144,21 @@ def check_shapes(shapes: Mapping[str, Sequence[int]], head: HeadSpec, config: Ma
     for name, shape in wanted.items():
         found = shapes.get(name)
         if found is None or tuple(found) != shape:
-            what = "is missing" if found is None else f"has shape {list(found)}"
-            raise UserError.for_key(
-                PATH_KEY,
-                path,
-                f"must hold a process reward head, {name} of shape {list(shape)}, but it {what}",
-                "Name the folder of a PRM, not of a policy or another reward model, or the adapter of its family "
-                "(reward_model.process_reward.adapter)",
-            )
+            raise _wrong_head(head, name, shape, found, (key, path))
+
+
+def _wrong_head(
+    head: HeadSpec, name: str, shape: Sequence[int], found: Sequence[int] | None, where: tuple[str, str]
+) -> UserError:
+    what = "is missing" if found is None else f"has shape {list(found)}"
+    is_language_model = head.kind in ("token_pair", "log_ratio")
+    needed = "the head of a language model" if is_language_model else "a process reward head"
+    mend = "a whole language model" if is_language_model else "a PRM, not of a policy or another reward model"
+    return UserError.for_key(
+        *where,
+        f"must hold {needed}, {name} of shape {list(shape)}, but it {what}",
+        f"Name the folder of {mend}, or the adapter of its family (reward_model.process_reward.adapter)",
+    )
 
 
 def _token_pair(folder: Path, head: HeadSpec, config: Mapping[str, Any]) -> nn.Linear:
@@ -178,6 +188,7 @@ def _reward_file(folder: Path, width: int) -> dict[str, torch.Tensor]:
 
 def _linear(tensors: Mapping[str, torch.Tensor]) -> nn.Linear:
     outputs, inputs = tensors["weight"].shape
-    layer = nn.Linear(inputs, outputs, bias="bias" in tensors)
+    # Named, because vLLM builds models with its own dtype and device as torch's defaults: a head must not be rounded.
+    layer = nn.Linear(inputs, outputs, bias="bias" in tensors, device="cpu", dtype=torch.float32)
     layer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return layer
