@@ -127,6 +127,7 @@ _ROWS = (
     Column("token_level_rewards", _SR, _FLOAT, Stage.REWARD, (Stage.ADVANTAGE,), (Stage.REPORT,), pad="right"),
     Column("advantages", _SR, _FLOAT, Stage.ADVANTAGE, (Stage.UPDATE,), (Stage.REPORT,), pad="right"),
     Column("returns", _SR, _FLOAT, Stage.ADVANTAGE, (), (Stage.REPORT,), pad="right"),
+    Column("is_kept", _S, _BOOL, Stage.ADVANTAGE, (), (Stage.UPDATE, Stage.REPORT)),
 )
 
 COLUMNS: Mapping[str, Column] = {column.name: column for column in _ROWS}

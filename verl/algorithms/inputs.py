@@ -8,10 +8,12 @@ is configured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
+_PER_RESPONSE = ("is_scored", "rule_scores", "is_correct", "reward_baselines")
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,21 @@ class EstimatorOptions:
 
     Attributes:
         minform_temperature: T of `grpo_minform`'s softmax over steps; the smaller, the closer to the minimum.
+        delta_clip: Whether `grpo_delta` clips.
+        delta_delta: Whether `grpo_delta` takes differences.
+        delta_eta: Where it clips, in units of the step scores.
+        gdpo_batch_norm: Whether `gdpo` brings the batch to one scale.
 
     Example:
-        >>> EstimatorOptions(minform_temperature=0.05)
-        EstimatorOptions(minform_temperature=0.05)
+        >>> EstimatorOptions(minform_temperature=0.05).delta_eta
+        0.9
     """
 
     minform_temperature: float = 0.1
+    delta_clip: bool = True
+    delta_delta: bool = True
+    delta_eta: float = 0.9
+    gdpo_batch_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class AdvantageInputs:
             steps); None means all true.
         rule_scores: [S] float32, the outcome reward r_out of the paper's Eq. 12, penalties already added.
         is_correct: [S] bool, the verifier's verdict.
+        reward_baselines: [S] float32, the summed token-level scores of the greedy response to the same prompt.
         beta: Weight of the process part, 1 - beta is that of the outcome part.
         norm_adv_by_std: True divides by the group's standard deviation (GRPO), False only centres (Dr.GRPO).
         epsilon: A standard deviation below it counts as zero (advantage 0); it is also added to the divisor.
@@ -65,6 +76,7 @@ class AdvantageInputs:
     is_scored: torch.Tensor | None = None
     rule_scores: torch.Tensor | None = None
     is_correct: torch.Tensor | None = None
+    reward_baselines: torch.Tensor | None = None
     beta: float = 0.75
     norm_adv_by_std: bool = True
     epsilon: float = 1e-6
@@ -76,7 +88,7 @@ class AdvantageInputs:
             raise ValueError(f"token_level_rewards has shape {tuple(self.token_level_rewards.shape)}, expected [S, R]")
         num_rows, width = self.token_level_rewards.shape
         shapes = {"response_mask": (num_rows, width), "group_index": (num_rows,)}
-        shapes |= {name: (num_rows,) for name in ("is_scored", "rule_scores", "is_correct")}
+        shapes |= {name: (num_rows,) for name in _PER_RESPONSE}
         if self.step_scores is not None:
             shapes |= {name: tuple(self.step_scores.shape) for name in ("step_ends", "step_mask")}
             shapes["step_scores"] = (num_rows, self.step_scores.shape[-1])
@@ -102,6 +114,18 @@ class AdvantageInputs:
             raise ValueError(f"step_ends {int(ends.min())}..{int(ends.max())} lie outside the {width} response tokens")
         if not torch.isfinite(self.step_scores[mask]).all():
             raise ValueError("step_scores hold NaN or infinity; a failed scorer belongs into is_scored, with no steps")
+
+    def only(self, rows: torch.Tensor) -> AdvantageInputs:
+        """Leave out responses.
+
+        Args:
+            rows: [S] bool, which to keep.
+
+        Returns:
+            The same inputs with the other responses gone.
+        """
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: value[rows] for name, value in tensors.items()})
 
     def require(self, *names: str) -> None:
         """Refuse to go on without some optional columns.

@@ -113,6 +113,23 @@ def minus_the_others(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor
     return ((values.double() - others) * has_others).to(values.dtype)
 
 
+def weighted_group_means(values: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Average within groups, each value by its weight.
+
+    Args:
+        values: [N] float.
+        weights: [N] float or int, not negative.
+        groups: [N] int64, any numbers.
+
+    Returns:
+        [N] float64, the mean of each value's group; 0 where all weights are 0.
+    """
+    _, group = torch.unique(groups, return_inverse=True)
+    total = _group_sums(weights.double(), group)
+    means = _group_sums(values.double() * weights.double(), group) / torch.where(total > 0, total, 1.0)
+    return means[group]
+
+
 def sums_to_the_right(values: torch.Tensor) -> torch.Tensor:
     """Add up each row from its right end: out[s, t] = sum of values[s, u] over u >= t.
 

@@ -27,7 +27,14 @@ class AdvantageEstimator(StrEnum):
     GRPO = "grpo"
     GRPO_PS = "grpo_ps"
     GRPO_MINFORM = "grpo_minform"
+    GRPO_DELTA = "grpo_delta"
     PAPO = "papo"
+    GDPO = "gdpo"
+    RLOO = "rloo"
+    OPO = "opo"
+    REMAX = "remax"
+    REINFORCE_PLUS_PLUS = "reinforce_plus_plus"
+    REINFORCE_PLUS_PLUS_BASELINE = "reinforce_plus_plus_baseline"
 
 
 class NameTable(Generic[Entry]):

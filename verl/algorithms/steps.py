@@ -89,3 +89,22 @@ def later_steps(
     """
     values = torch.where(step_mask, step_values, torch.zeros_like(step_values))
     return sums_to_the_right(values.new_zeros(len(values), width).scatter_add(1, step_ends, values))
+
+
+def own_step(step_values: torch.Tensor, step_ends: torch.Tensor, step_mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Give each token the value of the step it belongs to: the first one that ends there or later.
+
+    Args:
+        step_values: [S, K] float.
+        step_ends: [S, K] int64, tokens, rising.
+        step_mask: [S, K] bool.
+        width: R, response tokens.
+
+    Returns:
+        [S, R] in the dtype of `step_values`; 0 after the last step's end.
+    """
+    ends = torch.where(step_mask, step_ends, torch.full_like(step_ends, width))
+    tokens = torch.arange(width, device=ends.device).expand(len(ends), width).contiguous()
+    values = torch.where(step_mask, step_values, torch.zeros_like(step_values))
+    # one column more: a token behind all K steps finds its value there
+    return torch.nn.functional.pad(values, (0, 1)).gather(1, torch.searchsorted(ends, tokens))

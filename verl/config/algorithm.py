@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from verl.config.fields import limited
-from verl.config.names import KLControllerType, KLType
+from verl.config.names import GroupFilterName, KLControllerType, KLType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,51 @@ class MinformConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeltaConfig:
+    """Settings of `adv_estimator=grpo_delta` (arXiv 2410.15115)."""
+
+    clip: bool = True
+    """Clip: a step's reward is min(s - eta, 0), so that good steps earn nothing."""
+    delta: bool = True
+    """Delta: a step's reward is its score less the next step's, so that the sum does not grow with their number."""
+    eta: float = 0.9
+    """Score at and above which a step counts as good. Unit: that of `score_space`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GDPOConfig:
+    """Settings of `adv_estimator=gdpo` (arXiv 2601.05242)."""
+
+    batch_norm: bool = True
+    """Divide the blended advantages by their standard deviation over the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFilterConfig:
+    """Which responses of a group are trained on."""
+
+    name: GroupFilterName = "none"
+    """`prof` (arXiv 2509.03403): keep right answers with high mean step scores and wrong ones with low, as many of one
+    kind as of the other (the paper's own: with `adv_estimator=grpo` and `process_reward.beta=0`)."""
+    keep: int = limited(0, low=2, or_value=0)
+    """Responses kept per group; 0 = half, rounded up. Unit: responses."""
+    format_penalty: float = limited(1.0, low=0.0)
+    """Taken off the mean step score of a response with one step, or with `max_steps` or more, before ranking."""
+    max_steps: int = limited(0, low=2, or_value=0)
+    """Number of steps from which a response counts as cut to pieces; 0 = no such limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """The advantage estimator and KL in the reward."""
 
     adv_estimator: str = "grpo"
-    """From rewards to advantages. Reads the token rewards: `grpo` (their sum, normalised in the group). Read the
-    step scores: `grpo_ps` (each step against all steps of its group), `grpo_minform` (PURE: the worst step still to
-    come), `papo` (mean step score, among the correct responses only)."""
+    """From rewards to advantages. Read the token rewards: `grpo` (their sum, normalised in the group), `rloo` (less the
+    mean of the others), `opo` (less the length-weighted mean), `remax` (less the greedy response's; takes n=1),
+    `reinforce_plus_plus` (what is to come, normalised in the batch; takes n=1), `reinforce_plus_plus_baseline`. Read
+    the step scores: `grpo_ps` (each step against all steps of its group), `grpo_minform` (PURE: the worst step still
+    to come), `grpo_delta` (Clip and Delta), `papo` (mean step score, among the correct responses only), `gdpo` (mean
+    step score, normalised apart)."""
     norm_adv_by_std_in_grpo: bool = True
     """Divide by the group's standard deviation; off = Dr.GRPO (arXiv 2503.20783)."""
     use_kl_in_reward: bool = False
@@ -49,3 +87,9 @@ class AlgorithmConfig:
     """Weight of the KL inside the reward."""
     grpo_minform: MinformConfig = field(default_factory=MinformConfig)
     """Settings of `adv_estimator=grpo_minform`."""
+    grpo_delta: DeltaConfig = field(default_factory=DeltaConfig)
+    """Settings of `adv_estimator=grpo_delta`."""
+    gdpo: GDPOConfig = field(default_factory=GDPOConfig)
+    """Settings of `adv_estimator=gdpo`."""
+    group_filter: GroupFilterConfig = field(default_factory=GroupFilterConfig)
+    """Which responses of a group are trained on."""

@@ -36,7 +36,9 @@ def test_a_users_estimator_is_found_by_its_name():
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(UserError, match=r"algorithm.adv_estimator='grpo_sp': .*grpo, .*grpo_ps.*Did you mean 'grpo_ps'"):
+    with pytest.raises(
+        UserError, match=r"algorithm.adv_estimator='grpo_sp': .*grpo, .*grpo_ps.*Did you mean 'grpo_ps'"
+    ):
         get_adv_estimator_fn("grpo_sp")
     with pytest.raises(UserError, match="loss_mode='zzz': registered names are .*vanilla.*register your own"):
         get_policy_loss_fn("zzz")

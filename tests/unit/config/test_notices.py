@@ -22,11 +22,23 @@ PROCESS = "reward_model.process_reward"
             ["actor_rollout_ref.actor.use_kl_loss=True", "algorithm.use_kl_in_reward=True"],
             "in the loss and in the reward",
         ),
+        (
+            ["algorithm.adv_estimator=rloo", "algorithm.norm_adv_by_std_in_grpo=False"],
+            "norm_adv_by_std_in_grpo=False: no effect with adv_estimator=rloo",
+        ),
+        (["algorithm.gdpo.batch_norm=False"], "algorithm.gdpo: no effect with adv_estimator=grpo"),
+        (["algorithm.group_filter.keep=2"], "algorithm.group_filter: no effect with name=none"),
+        ([*WITH_PRM, "algorithm.adv_estimator=grpo_minform"], "PURE's scores are signed"),
         (["trainer.save_freq=0"], "no checkpoint is written"),
     ],
 )
 def test_said_once(overrides: list[str], said: str) -> None:
     assert sum(said in notice for notice in build(*overrides).notices()) == 1
+
+
+def test_a_filter_makes_use_of_scores_that_have_no_weight() -> None:
+    rows = (*WITH_PRM, f"{PROCESS}.beta=0", "algorithm.group_filter.name=prof", "actor_rollout_ref.rollout.n=4")
+    assert build(*rows).notices() == []
 
 
 def test_an_ordinary_run_has_nothing_to_say() -> None:

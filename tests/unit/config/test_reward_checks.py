@@ -4,10 +4,14 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.configs import WITH_PRM, build, fault
+from verl.algorithms.registry import AdvantageEstimator, adv_estimator_columns
+from verl.config.names import ADV_ESTIMATORS, GROUP_ESTIMATORS, PROCESS_ESTIMATORS
 
 PROCESS = "reward_model.process_reward"
 PS = "algorithm.adv_estimator=grpo_ps"
 FUNCTION = "custom_reward_function.path=mine.py"
+PROF = "algorithm.group_filter.name=prof"
+NEITHER = ("algorithm.grpo_delta.clip=False", "algorithm.grpo_delta.delta=False")
 SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
 
 
@@ -38,6 +42,28 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
             ["algorithm.grpo_minform.temperature=0"],
             "must be above 0",
             ["algorithm.grpo_minform.temperature=0.01"],
+        ),
+        (
+            ["algorithm.adv_estimator=grpo_delta", *WITH_PRM, *NEITHER],
+            "the plain sum of scores is left",
+            ["algorithm.adv_estimator=grpo_delta", *WITH_PRM, NEITHER[0]],
+        ),
+        (
+            ["algorithm.adv_estimator=rloo", "actor_rollout_ref.rollout.n=1"],
+            "rloo compares the responses of one prompt",
+            ["algorithm.adv_estimator=remax", "actor_rollout_ref.rollout.n=1"],
+        ),
+        # filter
+        ([PROF], "algorithm.group_filter.name='prof': reads step scores, but no PRM is on", [PROF, *WITH_PRM]),
+        (
+            [PROF, *WITH_PRM, "actor_rollout_ref.rollout.n=2"],
+            "1 kept of 2 responses per prompt",
+            [PROF, *WITH_PRM, "actor_rollout_ref.rollout.n=3"],
+        ),
+        (
+            [PROF, *WITH_PRM, "algorithm.group_filter.keep=4", "actor_rollout_ref.rollout.n=4"],
+            "4 kept of 4 responses per prompt",
+            [PROF, *WITH_PRM, "algorithm.group_filter.keep=3", "actor_rollout_ref.rollout.n=4"],
         ),
         # names
         (["reward_model.reward_manager=navie"], "dapo | batch | prime | process. Did you mean 'naive'?", []),
@@ -136,3 +162,25 @@ def test_checks(refused: list[str], said: str, accepted: list[str]) -> None:
 
 def test_processes_on_a_cpu_share_no_gpu_memory() -> None:
     build(*SHARED, "trainer.device=cpu")
+
+
+@pytest.mark.parametrize("name", PROCESS_ESTIMATORS)
+def test_what_reads_step_scores_refuses_whatever_it_would_not_see(name: str) -> None:
+    chosen = f"algorithm.adv_estimator={name}"
+    build(chosen, *WITH_PRM)
+    for lost in ("algorithm.use_kl_in_reward=True", f"{PROCESS}.gate=outcome_sign", f"{PROCESS}.mode=scalar"):
+        assert name in fault(chosen, *WITH_PRM, lost)
+    assert "no PRM is on" in fault(chosen)
+
+
+@pytest.mark.parametrize("name", sorted(set(ADV_ESTIMATORS) - set(PROCESS_ESTIMATORS)))
+def test_what_reads_token_rewards_sees_gates_and_the_kl(name: str) -> None:
+    build(f"algorithm.adv_estimator={name}", *WITH_PRM, f"{PROCESS}.gate=outcome_sign")
+    build(f"algorithm.adv_estimator={name}", "algorithm.use_kl_in_reward=True")
+
+
+def test_names_agree_with_the_registry() -> None:
+    assert sorted(ADV_ESTIMATORS) == sorted(AdvantageEstimator)
+    reads_rewards = {name for name in ADV_ESTIMATORS if "token_level_rewards" in adv_estimator_columns(name)}
+    assert set(PROCESS_ESTIMATORS) == set(ADV_ESTIMATORS) - reads_rewards
+    assert set(ADV_ESTIMATORS) - set(GROUP_ESTIMATORS) == {"remax", "reinforce_plus_plus"}

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from verl.algorithms.kl import AdaptiveKLController, FixedKLController
-from verl.batch_schema import SchemaError
+from verl.batch_schema import SchemaError, check
 from verl.config import AlgorithmConfig
+from verl.config.algorithm import DeltaConfig, GDPOConfig, GroupFilterConfig, MinformConfig
+from verl.config.names import ADV_ESTIMATORS
 from verl.protocol import DataProto, object_array
 from verl.trainer.ppo.advantage import apply_kl_penalty, compute_advantage, compute_response_mask
 
@@ -72,7 +74,8 @@ def reward_batch(**others: object) -> DataProto:
 def test_grpo_groups_rows_by_uid_wherever_they_stand() -> None:
     # a: 1 and 3, mean 2, deviation sqrt 2; b: 4 and 0, mean 2, deviation 2 sqrt 2
     columns = compute_advantage(reward_batch(), AlgorithmConfig(adv_estimator="grpo"), beta=0.75)
-    assert sorted(columns.keys()) == ["advantages", "returns"]
+    assert sorted(columns.keys()) == ["advantages", "is_kept", "returns"]
+    assert columns.batch["is_kept"].all()
     z = 1 / math.sqrt(2)
     expected = torch.tensor([[-z, -z, 0], [z, z, z], [z, z, z], [-z, 0, 0]])
     torch.testing.assert_close(columns.batch["advantages"], expected, atol=2e-6, rtol=0)
@@ -131,6 +134,86 @@ def test_grpo_ps_names_the_column_it_lacks(name: str) -> None:
     batch = batch.select([key for key in batch.keys() if key != name])
     with pytest.raises(SchemaError, match=name):
         compute_advantage(batch, AlgorithmConfig(adv_estimator="grpo_ps"), beta=0.5)
+
+
+def full_batch() -> DataProto:
+    """Two groups of three with two steps each; in the first, row 0 is right with good steps and row 4 with bad ones."""
+    scores = [[0.9, 0.9], [0.5, 0.3], [0.2, 0.4], [0.1, 0.3], [0.3, 0.1], [0.6, 0.8]]
+    rules = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0])
+    return DataProto.from_dict(
+        tensors={
+            "token_level_rewards": torch.stack([torch.zeros(6), torch.zeros(6), rules], dim=1),
+            "response_mask": torch.ones(6, 3, dtype=torch.int64),
+            "rule_scores": rules,
+            "overlong_penalty": torch.zeros(6),
+            "is_correct": rules > 0,
+            "reward_baselines": torch.full((6,), 0.5),
+        },
+        non_tensors={
+            "uid": ["a", "b", "a", "b", "a", "b"],
+            "step_scores": object_array([np.array(row, np.float32) for row in scores]),
+            "step_ends": object_array([np.array([0, 1])] * 6),
+            "prm_status": ["scored"] * 6,
+        },
+    )
+
+
+@pytest.mark.parametrize("name", ADV_ESTIMATORS)
+def test_every_estimator_runs_on_the_columns_of_a_batch(name: str) -> None:
+    columns = compute_advantage(full_batch(), AlgorithmConfig(adv_estimator=name), beta=0.75)
+    check(full_batch().union(columns))
+    assert columns.batch["advantages"].isfinite().all() and columns.batch["advantages"].abs().max() > 0.1
+
+
+def test_settings_reach_the_estimators() -> None:
+    def first_row(**settings: object) -> torch.Tensor:
+        return compute_advantage(full_batch(), AlgorithmConfig(**settings), beta=1.0).batch["advantages"]
+
+    for name, settings in {
+        "grpo_minform": {"grpo_minform": MinformConfig(temperature=5.0)},
+        "grpo_delta": {"grpo_delta": DeltaConfig(clip=False)},
+        "gdpo": {"gdpo": GDPOConfig(batch_norm=False)},
+    }.items():
+        assert not torch.equal(first_row(adv_estimator=name), first_row(adv_estimator=name, **settings))
+    eta_above_all = first_row(adv_estimator="grpo_delta", grpo_delta=DeltaConfig(delta=False, eta=0.05))
+    assert eta_above_all.abs().max() == 0
+    no_delta = first_row(adv_estimator="grpo_delta", grpo_delta=DeltaConfig(delta=False))
+    assert not torch.equal(no_delta, first_row(adv_estimator="grpo_delta"))
+
+
+def test_remax_reads_the_greedy_response() -> None:
+    columns = compute_advantage(full_batch(), AlgorithmConfig(adv_estimator="remax"), beta=0.75)
+    assert columns.batch["advantages"][:, 0].tolist() == [0.5, -1.5, -1.5, 0.5, 0.5, -1.5]
+    batch = full_batch()
+    batch = batch.select([key for key in batch.keys() if key != "reward_baselines"])
+    with pytest.raises(SchemaError, match="reward_baselines"):
+        compute_advantage(batch, AlgorithmConfig(adv_estimator="remax"), beta=0.75)
+
+
+def test_rows_that_the_filter_takes_out_are_reported_and_seen_by_nobody() -> None:
+    # a: right 0.9 stays, right 0.2 goes, wrong 0.3 stays; b: the right one stays, wrong 0.7 goes, wrong 0.4 stays
+    config = AlgorithmConfig(adv_estimator="grpo", group_filter=GroupFilterConfig(name="prof", keep=2))
+    columns = compute_advantage(full_batch(), config, beta=0.0).batch
+    assert columns["is_kept"].tolist() == [True, True, True, True, False, False]
+    z = 1 / math.sqrt(2)
+    assert columns["advantages"][:, 0].tolist() == pytest.approx([z, -z, -z, z, 0.0, 0.0], abs=1e-5)
+    assert columns["returns"][:, 0].tolist() == [1, -1, -1, 1, 0, 0]
+    loose = GroupFilterConfig(name="prof", keep=2, format_penalty=0.5, max_steps=2)
+    again = compute_advantage(full_batch(), AlgorithmConfig(group_filter=loose), beta=0.0).batch
+    assert again["is_kept"].tolist() == columns["is_kept"].tolist()
+
+
+def test_dropped_groups_do_not_move_the_scale_of_the_batch() -> None:
+    config = AlgorithmConfig(adv_estimator="reinforce_plus_plus")
+    is_a = torch.tensor([True, False] * 3)
+    batch = full_batch().union(DataProto.from_dict(tensors={"is_dropped": ~is_a}))
+    columns = compute_advantage(batch, config, beta=0.75).batch
+    alone = compute_advantage(full_batch()[np.flatnonzero(is_a.numpy())], config, beta=0.75).batch
+    assert columns["is_kept"].tolist() == is_a.tolist()
+    assert torch.equal(columns["advantages"][is_a], alone["advantages"])
+    assert columns["advantages"][~is_a].abs().max() == 0
+    none_left = full_batch().union(DataProto.from_dict(tensors={"is_dropped": torch.ones(6, dtype=torch.bool)}))
+    assert compute_advantage(none_left, config, beta=0.75).batch["advantages"].abs().max() == 0
 
 
 def test_response_mask_against_a_loop() -> None:
