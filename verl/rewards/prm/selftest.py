@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from verl.rewards.prm.score_space import to_score
 from verl.rewards.prm.types import ScoreRequest, ScoreSteps
 from verl.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PROBES_FILE = "prm_probes.jsonl"
 """A PRM's folder may hold its own probes under this name, in its own language."""
@@ -117,18 +120,12 @@ async def check_orientation(score_steps: ScoreSteps, probes: Sequence[Probe] = S
     Raises:
         PRMSelfTestError: It is not above zero.
     """
-    requests = [
-        ScoreRequest(f"self-test-{n}-{side}", probe.problem, getattr(probe, side))
-        for n, probe in enumerate(probes)
-        for side in ("right", "wrong")
-    ]
-    answers = await asyncio.gather(*(score_steps(request) for request in requests))
-    last = np.array([to_score(answer.logits, "prob")[-1] for answer in answers], dtype=np.float64)
-    margin = float(np.mean(last[0::2] - last[1::2])) if len(last) else float("nan")
+    right, wrong = await _last_scores(score_steps, probes)
+    margin = float(np.mean(right - wrong)) if len(right) else float("nan")
     if not margin > 0:
         raise PRMSelfTestError(
             f"reward_model.model.path: this PRM scores wrong steps at least as high as right ones (right "
-            f"{last[0::2].mean():.3f}, wrong {last[1::2].mean():.3f} on {len(probes)} probes). Its classes may be in "
+            f"{right.mean():.3f}, wrong {wrong.mean():.3f} on {len(probes)} probes). Its classes may be in "
             f"reverse order, its head untrained, or the adapter the wrong one; a PRM of another language needs probes "
             f"of its own in {PROBES_FILE} beside its config.json."
         )
@@ -194,12 +191,15 @@ def load_probes(path: Path) -> tuple[list[Probe], list[Golden]]:
     return probes, golden
 
 
-async def self_test(score_steps: ScoreSteps, prm_path: str) -> float:
+async def self_test(score_steps: ScoreSteps, prm_path: str, joined_by: str | None = None) -> float:
     """Run both checks with the PRM's own probes where its folder has some, else with the shipped ones.
 
     Args:
         score_steps: The running PRM.
         prm_path: Its folder; a hub name has no probes of its own.
+        joined_by: Mode `legacy`, where a request is one step: what joins a probe's steps to it. Golden scores are of
+            steps, so they are left out, and a margin not above zero is told, not refused: the last token, where
+            this mode reads, is one that a PRM of steps was never taught.
 
     Returns:
         The margin of `check_orientation`.
@@ -209,5 +209,30 @@ async def self_test(score_steps: ScoreSteps, prm_path: str) -> float:
     """
     own = Path(prm_path).expanduser() / PROBES_FILE
     probes, golden = load_probes(own) if own.is_file() else (list(SHIPPED_PROBES), [])
+    probes = probes or list(SHIPPED_PROBES)
+    if joined_by is not None:
+        whole = [Probe(p.problem, (joined_by.join(p.right),), (joined_by.join(p.wrong),)) for p in probes]
+        right, wrong = await _last_scores(score_steps, whole)
+        if not np.mean(right - wrong) > 0:
+            logger.warning(
+                "mode=legacy: at its last token this PRM scores wrong solutions at least as high as right ones (right "
+                "%.3f, wrong %.3f on %d probes)",
+                np.mean(right),
+                np.mean(wrong),
+                len(whole),
+            )
+        return float(np.mean(right - wrong))
     await check_golden(score_steps, golden)
-    return await check_orientation(score_steps, probes or SHIPPED_PROBES)
+    return await check_orientation(score_steps, probes)
+
+
+async def _last_scores(score_steps: ScoreSteps, probes: Sequence[Probe]) -> tuple[np.ndarray, np.ndarray]:
+    """Score every probe; returns the last steps' probabilities, [N] of the right and [N] of the wrong solutions."""
+    requests = [
+        ScoreRequest(f"self-test-{n}-{side}", probe.problem, getattr(probe, side))
+        for n, probe in enumerate(probes)
+        for side in ("right", "wrong")
+    ]
+    answers = await asyncio.gather(*(score_steps(request) for request in requests))
+    last = np.array([to_score(answer.logits, "prob")[-1] for answer in answers], dtype=np.float64)
+    return last[0::2], last[1::2]

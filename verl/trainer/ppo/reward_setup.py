@@ -122,8 +122,9 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
     )
     score_steps, counts = _score_steps(config, prm_servers)
     if score_steps is not None:
-        margin = await self_test(score_steps, reward.model.path)
-        logger.info("PRM self-test passed: right steps score %.3f above wrong ones", margin)
+        joined_by = process.step_separator if process.mode == "legacy" else None
+        margin = await self_test(score_steps, reward.model.path, joined_by)
+        logger.info("PRM self-test: right solutions score %.3f above wrong ones", margin)
     return RewardLoop(verifier, manager, score_steps, settings, counts)
 
 

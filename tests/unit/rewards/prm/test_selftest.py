@@ -64,6 +64,20 @@ def test_a_prm_brings_its_own_probes(tmp_path):
         asyncio.run(self_test(scorer, str(tmp_path / "other")))  # the shipped probes say nothing to it
 
 
+def test_legacy_asks_for_whole_solutions_and_tells_a_bad_margin(tmp_path, caplog):
+    rows = [
+        {"problem": "p", "right": ["a", "b"], "wrong": ["a", "c"]},
+        {"problem": "p", "steps": ["a", "b"], "scores": [0.1, 0.2]},
+    ]
+    (tmp_path / "prm_probes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scorer = TableScorer({"a|b": 1.0, "a|c": -1.0})
+    assert asyncio.run(self_test(scorer, str(tmp_path), "|")) == pytest.approx(np.tanh(1.0))
+    assert {request.steps for request in scorer.requests} == {("a|b",), ("a|c",)}
+    assert not caplog.records
+    assert asyncio.run(self_test(TableScorer({"a|c": 1.0}), str(tmp_path), "|")) < 0
+    assert "at its last token" in caplog.text
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -159,9 +159,10 @@ def test_steps_are_cut_scored_and_mapped_as_configured(prm_folder: Path) -> None
 
 
 def test_legacy_shows_the_prm_one_step(prm_folder: Path) -> None:
+    (prm_folder / PROBES_FILE).write_text(json.dumps({"problem": "p", "right": ["a", "b"], "wrong": ["a", "c"]}))
     server = FakePrmServer(TABLE)
     asyncio.run(score(with_prm(prm_folder, f"{PROCESS}.mode=legacy"), [server], "good\n\nbad"))
-    assert server.scorer.requests[-1].steps == ("good\n\nbad",)
+    assert [request.steps for request in server.scorer.requests] == [("a\n\nb",), ("a\n\nc",), ("good\n\nbad",)]
 
 
 def test_short_pieces_join_as_configured(prm_folder: Path) -> None:
