@@ -17,7 +17,13 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from verl.config import PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig  # noqa: E402
+from verl.config import (  # noqa: E402
+    EvaluationConfig,
+    GenerationConfig,
+    PPOTrainerConfig,
+    PRMTrainerConfig,
+    SFTTrainerConfig,
+)
 from verl.config.hydra import LoadedConfig, load_config  # noqa: E402
 from verl.config.reference import render_table, render_yaml  # noqa: E402
 
@@ -33,6 +39,8 @@ ROOTS = {
     "ppo_trainer": (PPOTrainerConfig, "Every key of verl.trainer.main_ppo with its default."),
     "sft_trainer": (SFTTrainerConfig, "Every key of verl.trainer.sft_trainer with its default."),
     "prm_trainer": (PRMTrainerConfig, "Every key of PRM training with its default."),
+    "generation": (GenerationConfig, "Every key of verl.trainer.main_generation with its default."),
+    "evaluation": (EvaluationConfig, "Every key of verl.trainer.main_eval with its default."),
 }
 # Prints nothing but its own arguments: stands in for python3 while an example script runs.
 _ARGUMENT_DUMP = '#!/bin/sh\nexec "{python}" -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@"\n'
@@ -110,6 +118,8 @@ def render_document() -> str:
     parts = [_INTRODUCTION, "## `main_ppo`\n", render_table(PPOTrainerConfig, columns)]
     parts += ["## `sft_trainer`\n", render_table(SFTTrainerConfig, {})]
     parts += ["## PRM training\n", render_table(PRMTrainerConfig, {})]
+    parts += ["## `main_generation`\n", render_table(GenerationConfig, {})]
+    parts += ["## `main_eval`\n", render_table(EvaluationConfig, {})]
     return "\n".join(parts)
 
 

@@ -9,11 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.sources import ROOT, parse
-from verl.config import PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
+from verl.config import EvaluationConfig, GenerationConfig, PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
 from verl.config.schema import tree_of
 
 # Reading a key in order to judge, describe or place it does not make it act.
-ONLY_TALK = {"checks", "reward_checks", "supervised_checks", "notices", "plan", "memory", "placement", "files"}
+ONLY_TALK = {
+    "checks",
+    "reward_checks",
+    "supervised_checks",
+    "serving_checks",
+    "notices",
+    "plan",
+    "memory",
+    "placement",
+    "files",
+}
+ROOTS = (PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig, GenerationConfig, EvaluationConfig)
 NOT_BUILT = ("actor_rollout_ref.actor.megatron.", "trainer.max_staleness")
 
 
@@ -25,7 +36,7 @@ def attributes_read() -> set[str]:
     return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
 
 
-@pytest.mark.parametrize("root", [PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig])
+@pytest.mark.parametrize("root", ROOTS)
 def test_every_key_is_read(root: type) -> None:
     read = attributes_read()
     keys = [key for key in tree_of(root).leaves if not key.startswith(NOT_BUILT)]

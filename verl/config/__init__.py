@@ -11,6 +11,8 @@ from verl.config.algorithm import AlgorithmConfig, KLCtrlConfig
 from verl.config.batch_plan import BatchPlan, MicroBatchLimit, SupervisedBatchPlan
 from verl.config.data import DataConfig
 from verl.config.engine import FSDPConfig, MegatronConfig, MixedPrecisionConfig, OptimConfig
+from verl.config.evaluation import EvaluationConfig
+from verl.config.generation import GenerationConfig
 from verl.config.model import ModelConfig
 from verl.config.reward import (
     CustomRewardFunctionConfig,
@@ -31,7 +33,9 @@ __all__ = [
     "BatchPlan",
     "CustomRewardFunctionConfig",
     "DataConfig",
+    "EvaluationConfig",
     "FSDPConfig",
+    "GenerationConfig",
     "KLCtrlConfig",
     "MegatronConfig",
     "MicroBatchLimit",

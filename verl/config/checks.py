@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from verl.config.batch_plan import MicroBatchLimit, actor_limit, data_parallel_ranks, log_prob_limit
-from verl.config.names import ROLLOUTS_NOT_BUILT, STRATEGIES_NOT_BUILT
+from verl.config.names import STRATEGIES_NOT_BUILT
 from verl.config.problems import Problem
 from verl.config.reward_checks import reward_problems
+from verl.config.serving_checks import ServingNeeds, find_serving_problems
 
 if TYPE_CHECKING:
     from verl.config.root import PPOTrainerConfig
@@ -57,11 +58,9 @@ def _required(config: PPOTrainerConfig) -> Iterator[Problem]:
 
 
 def _not_built(config: PPOTrainerConfig) -> Iterator[Problem]:
-    strategy, rollout = config.actor_rollout_ref.actor.strategy, config.actor_rollout_ref.rollout.name
+    strategy = config.actor_rollout_ref.actor.strategy
     if strategy in STRATEGIES_NOT_BUILT:
         yield Problem(f"{_ACTOR}.strategy", strategy, "is not built yet; allowed: fsdp2", "Set strategy=fsdp2")
-    if rollout in ROLLOUTS_NOT_BUILT:
-        yield Problem(f"{_ROLLOUT}.name", rollout, "is not built yet; allowed: vllm | hf", "Set rollout.name=vllm")
     for section, size in ((_ACTOR, _sequence_parallel(config, False)), (_REF, _sequence_parallel(config, True))):
         if size > 1:
             key = f"{section}.ulysses_sequence_parallel_size"
@@ -162,24 +161,9 @@ def _micro_batch(section: str, names: tuple[str, str, str], limit: MicroBatchLim
 
 
 def _rollout_servers(config: PPOTrainerConfig) -> Iterator[Problem]:
-    rollout, per_node = config.actor_rollout_ref.rollout, config.trainer.n_gpus_per_node
     longest = config.data.max_prompt_length + config.data.max_response_length
-    tp = rollout.tensor_model_parallel_size
-    if per_node % tp:
-        fault = "is larger than" if tp > per_node else "must divide"
-        allowed = f"{fault} trainer.n_gpus_per_node={per_node} (a server lies within one node)"
-        mend = f"Set it to a divisor of {per_node}"
-        yield Problem(f"{_ROLLOUT}.tensor_model_parallel_size", tp, allowed, mend, ("trainer.n_gpus_per_node",))
-    max_model_len = rollout.max_model_len or longest
-    if max_model_len < longest:
-        allowed = f"must hold data.max_prompt_length + data.max_response_length = {longest} tokens"
-        mend = f"Set it to {longest}, or leave it out"
-        yield Problem(f"{_ROLLOUT}.max_model_len", max_model_len, allowed, mend)
-    if rollout.name == "vllm" and not rollout.enable_chunked_prefill and rollout.max_num_batched_tokens < max_model_len:
-        key = f"{_ROLLOUT}.max_num_batched_tokens"
-        allowed = f"without chunked prefill a whole sequence of {max_model_len} tokens must fit"
-        mend = f"Set it to {max_model_len}, or enable_chunked_prefill=True"
-        yield Problem(key, rollout.max_num_batched_tokens, allowed, mend)
+    needs = ServingNeeds(_ROLLOUT, longest, config.trainer.n_gpus_per_node)
+    yield from find_serving_problems(config.actor_rollout_ref.rollout, needs)
 
 
 def _sampling(config: PPOTrainerConfig) -> Iterator[Problem]:

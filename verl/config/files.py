@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from verl.config.data import DataConfig
+from verl.config.evaluation import EvaluationConfig
+from verl.config.generation import GenerationConfig, GenerationDataConfig
 from verl.config.model_shape import ModelShape, read_shape
 from verl.config.problems import Problem, nearest, raise_all
+from verl.config.reward import CustomRewardFunctionConfig
+from verl.config.rollout import ServingConfig
 from verl.config.root import PPOTrainerConfig
-from verl.config.sft import PRMTrainerConfig, SFTTrainerConfig
+from verl.config.sft import PRMDataConfig, PRMTrainerConfig, SFTDataConfig, SFTTrainerConfig
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 """File types that the data room reads."""
+Root = PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig | GenerationConfig | EvaluationConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -34,7 +40,7 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.fullmatch(path) is not None and not Path(path).exists()
 
 
-def check_files(config: PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig) -> None:
+def check_files(config: Root) -> None:
     """Refuse a configuration that names files or local models which are not there.
 
     Args:
@@ -46,7 +52,7 @@ def check_files(config: PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig) 
     raise_all(list(find_missing(config)))
 
 
-def find_missing(config: PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig) -> Iterator[Problem]:
+def find_missing(config: Root) -> Iterator[Problem]:
     """List the files and local models that are not there.
 
     Args:
@@ -55,27 +61,59 @@ def find_missing(config: PPOTrainerConfig | SFTTrainerConfig | PRMTrainerConfig)
     Yields:
         One problem per path.
     """
-    for key, files in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
-        for file in files:
-            yield from _data_file(key, file)
-    if not isinstance(config, PPOTrainerConfig):
+    if isinstance(config, PPOTrainerConfig):
+        yield from _of_training(config)
+    elif isinstance(config, GenerationConfig):
+        yield from _of_generation(config)
+    elif isinstance(config, EvaluationConfig):
+        yield from _of_evaluation(config)
+    else:
+        yield from _train_and_val(config.data)
         yield from _model("model.path", config.model.path)
         yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
-        return
+
+
+def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
+    yield from _train_and_val(config.data)
     model = config.actor_rollout_ref.model
     yield from _model("actor_rollout_ref.model.path", model.path)
     yield from _tokenizer("actor_rollout_ref.model.tokenizer_path", model.tokenizer_path)
     shape, _ = read_shape(model.path, model.override_config)
     if shape is not None:
-        yield from _sizes(config, shape)
+        yield from _sizes(config.data, config.actor_rollout_ref.rollout, shape, "actor_rollout_ref.rollout")
     if config.reward_model.enable:
         yield from _model("reward_model.model.path", config.reward_model.model.path)
-    custom = config.custom_reward_function.path
-    if custom is not None and not Path(custom).is_file():
-        yield _missing("custom_reward_function.path", custom, "Python file")
+    yield from _custom_function(config.custom_reward_function)
     resume = config.trainer.resume_from_path
     if resume is not None and not Path(resume).is_dir():
         yield _missing("trainer.resume_from_path", resume, "checkpoint folder")
+
+
+def _of_generation(config: GenerationConfig) -> Iterator[Problem]:
+    for file in config.data.path:
+        yield from _data_file("data.path", file)
+    yield from _model("model.path", config.model.path)
+    yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
+    shape, _ = read_shape(config.model.path, {})
+    if shape is not None:
+        yield from _sizes(config.data, config.rollout, shape, "rollout")
+
+
+def _of_evaluation(config: EvaluationConfig) -> Iterator[Problem]:
+    for file in config.data.path:
+        yield from _data_file("data.path", file)
+    yield from _custom_function(config.custom_reward_function)
+
+
+def _train_and_val(data: DataConfig | SFTDataConfig | PRMDataConfig) -> Iterator[Problem]:
+    for key, files in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
+        for file in files:
+            yield from _data_file(key, file)
+
+
+def _custom_function(custom: CustomRewardFunctionConfig) -> Iterator[Problem]:
+    if custom.path is not None and not Path(custom.path).is_file():
+        yield _missing("custom_reward_function.path", custom.path, "Python file")
 
 
 def _data_file(key: str, file: str) -> Iterator[Problem]:
@@ -106,16 +144,18 @@ def _model(key: str, path: str) -> Iterator[Problem]:
         yield Problem(key, path, f"holds {held}, so it is not a model in HF format", mend)
 
 
-def _sizes(config: PPOTrainerConfig, shape: ModelShape) -> Iterator[Problem]:
-    longest = config.data.max_prompt_length + config.data.max_response_length
+def _sizes(
+    data: DataConfig | GenerationDataConfig, rollout: ServingConfig, shape: ModelShape, section: str
+) -> Iterator[Problem]:
+    longest = data.max_prompt_length + data.max_response_length
     if shape.max_positions is not None and longest > shape.max_positions:
         allowed = f"with data.max_prompt_length it exceeds the model's context of {shape.max_positions} tokens"
-        mend = f"Set it to {max(1, shape.max_positions - config.data.max_prompt_length)} or less"
-        yield Problem("data.max_response_length", config.data.max_response_length, allowed, mend)
-    tp = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        mend = f"Set it to {max(1, shape.max_positions - data.max_prompt_length)} or less"
+        yield Problem("data.max_response_length", data.max_response_length, allowed, mend)
+    tp = rollout.tensor_model_parallel_size
     if shape.heads % tp:
         allowed = f"must divide the model's {shape.heads} attention heads"
-        yield Problem("actor_rollout_ref.rollout.tensor_model_parallel_size", tp, allowed, "Set it to a divisor")
+        yield Problem(f"{section}.tensor_model_parallel_size", tp, allowed, "Set it to a divisor")
 
 
 def _tokenizer(key: str, path: str | None) -> Iterator[Problem]:

@@ -28,21 +28,11 @@ class ValKwargs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """Rollout servers and sampling."""
+class ServingConfig:
+    """The engine that answers prompts, in training and in `main_generation` alike."""
 
     name: RolloutName = "vllm"
     """Engine: `vllm` servers, or `hf` (transformers generation, slow, for comparison)."""
-    n: int = limited(1, low=1)
-    """Responses per prompt: the size of a group. Unit: responses."""
-    temperature: float = limited(1.0, above=0.0)
-    """Sampling temperature in training; the trainer divides its logits by the same number."""
-    top_p: float = limited(1.0, above=0.0, high=1.0)
-    """Nucleus sampling in training; must be 1, or the trainer's log-probs would not match the sampler's."""
-    top_k: int = limited(-1, low=1, or_value=-1)
-    """Top-k sampling in training; must be -1 for the same reason."""
-    ignore_eos: bool = False
-    """Go on after the end token up to `data.max_response_length` (throughput tests only)."""
     dtype: DType = "bfloat16"
     """Type of the served weights."""
     tensor_model_parallel_size: int = limited(1, low=1)
@@ -63,10 +53,28 @@ class RolloutConfig:
     """Compute a prompt once for all its responses."""
     enforce_eager: bool = False
     """Do not capture CUDA graphs."""
-    free_cache_engine: bool = True
-    """Free the KV cache (and weights) while the trainer uses the same GPUs. No effect on a CPU."""
     engine_kwargs: Mapping[str, Any] = free_mapping()
     """Extra arguments for the engine as they are, e.g. `{block_size: 32}`."""
+    start_timeout_s: float = limited(900.0, above=0.0)
+    """Longest wait for a server to load its model. Unit: seconds."""
+    ignore_eos: bool = False
+    """Go on after the end token up to `data.max_response_length` (throughput tests only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(ServingConfig):
+    """Rollout servers and sampling in training."""
+
+    n: int = limited(1, low=1)
+    """Responses per prompt: the size of a group. Unit: responses."""
+    temperature: float = limited(1.0, above=0.0)
+    """Sampling temperature in training; the trainer divides its logits by the same number."""
+    top_p: float = limited(1.0, above=0.0, high=1.0)
+    """Nucleus sampling in training; must be 1, or the trainer's log-probs would not match the sampler's."""
+    top_k: int = limited(-1, low=1, or_value=-1)
+    """Top-k sampling in training; must be -1 for the same reason."""
+    free_cache_engine: bool = True
+    """Free the KV cache (and weights) while the trainer uses the same GPUs. No effect on a CPU."""
     log_prob_micro_batch_size_per_gpu: int | None = limited(None, low=1)
     """Old log-probs: most sequences in one forward on one rank; null = the actor's limit. Unit: sequences."""
     log_prob_use_dynamic_bsz: bool | None = None
@@ -77,7 +85,5 @@ class RolloutConfig:
     """How new weights reach the servers: `ipc` (same GPUs) or `shared_memory` (CPU); auto chooses by device."""
     timeout_s: float = limited(3600.0, above=0.0)
     """Longest wait for all responses of a batch. Unit: seconds."""
-    start_timeout_s: float = limited(900.0, above=0.0)
-    """Longest wait for a server to load its model. Unit: seconds."""
     val_kwargs: ValKwargs = field(default_factory=ValKwargs)
     """Sampling in validation."""

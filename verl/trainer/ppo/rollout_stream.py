@@ -26,16 +26,19 @@ class RolloutStream:
         >>> outputs = loop.run(stream.generate(requests, on_response=lambda output: None))
     """
 
-    def __init__(self, servers: Sequence[Any], timeout_s: float) -> None:
+    def __init__(
+        self, servers: Sequence[Any], timeout_s: float, timeout_key: str = "actor_rollout_ref.rollout.timeout_s"
+    ) -> None:
         """Remember the servers.
 
         Args:
             servers: Actor handles of `RolloutServer`.
             timeout_s: Longest time one rollout may take, seconds.
+            timeout_key: Configuration key that says so, for the message.
         """
         self._servers = list(servers)
         self._owed = [0] * len(self._servers)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._timeout_key = timeout_s, timeout_key
 
     async def generate(
         self, requests: Sequence[GroupRequest], on_response: OnResponse, hold: bool = False
@@ -69,7 +72,7 @@ class RolloutStream:
         missing = [request.uid for request, task in zip(requests, tasks, strict=True) if task in pending]
         raise RuntimeError(
             f"rollout: {len(missing)} of {len(requests)} groups were not complete after {self._timeout_s} s "
-            f"(actor_rollout_ref.rollout.timeout_s), first of them {missing[:3]}"
+            f"({self._timeout_key}), first of them {missing[:3]}"
         )
 
     async def _generate_group(self, request: GroupRequest, on_response: OnResponse) -> list[RolloutOutput]:

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
 
 from verl.config import PPOTrainerConfig
 from verl.config.batch_plan import BatchPlan
 from verl.rewards.loop import RewardLoop
 from verl.rewards.rule_pool import RuleVerifierPool
 from verl.rollout.base import RolloutSpec
-from verl.single_controller import RayWorkerGroup, ResourcePool, WorkerSpec
-from verl.trainer.ppo.placement import ResourcePoolManager, Role, ServerSlot, actor_environment, server_slots
+from verl.single_controller import RayWorkerGroup, WorkerSpec
+from verl.trainer.ppo.placement import ResourcePoolManager, Role, actor_environment, server_slots
 from verl.trainer.ppo.reward_setup import build_reward_loop, custom_function, prm_spec
 from verl.trainer.ppo.rollout_stream import RolloutStream
+from verl.trainer.serving import close_servers, engine_arguments, server_class, wait_until_started
 from verl.utils.async_loop import BackgroundLoop
 from verl.utils.tokenizer import load_tokenizer
 from verl.workers.actor_rollout_ref import ActorRolloutRefWorker
@@ -31,9 +31,6 @@ from verl.workers.process_reward import ProcessRewardServer
 from verl.workers.rollout_server import RolloutServer
 
 logger = logging.getLogger(__name__)
-
-_MAX_CONCURRENT_GROUPS = 4096
-_CLOSE_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,8 @@ def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: i
     servers_by_node, started = _start_rollout_servers(config, pools, actor, stack)
     if starts_early:
         _init_actor(actor, config, total_training_steps)
-    _wait(started, "rollout servers", config.actor_rollout_ref.rollout.start_timeout_s)
-    _wait(prm_started, "PRM servers", config.reward_model.start_timeout_s)
+    wait_until_started(started, "rollout servers", config.actor_rollout_ref.rollout.start_timeout_s)
+    wait_until_started(prm_started, "PRM servers", config.reward_model.start_timeout_s)
     actor.init_weight_sync(sync_backend(config, device), servers_by_node)
     loop = BackgroundLoop("verl-stream")
     stack.callback(loop.close)
@@ -141,22 +138,11 @@ def rollout_spec(config: PPOTrainerConfig, device: str) -> RolloutSpec:
     rollout, data = config.actor_rollout_ref.rollout, config.data
     return RolloutSpec(
         model_path=config.actor_rollout_ref.model.path,
-        dtype=rollout.dtype,
-        max_model_len=rollout.max_model_len or data.max_prompt_length + data.max_response_length,
-        max_num_seqs=rollout.max_num_seqs,
-        max_num_batched_tokens=rollout.max_num_batched_tokens,
-        tensor_parallel_size=rollout.tensor_model_parallel_size,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        kv_cache_bytes=int(rollout.cpu_kvcache_gib * (1 << 30)) if device == "cpu" else None,
-        enforce_eager=rollout.enforce_eager,
-        enable_chunked_prefill=rollout.enable_chunked_prefill,
-        enable_prefix_caching=rollout.enable_prefix_caching,
         enable_sleep_mode=_sleeps(config, device),
         weight_sync=sync_backend(config, device),
         seed=config.trainer.seed,
         trust_remote_code=config.actor_rollout_ref.model.trust_remote_code,
-        device=device,
-        engine_kwargs=dict(rollout.engine_kwargs),
+        **engine_arguments(rollout, data.max_prompt_length + data.max_response_length, device),
     )
 
 
@@ -211,10 +197,10 @@ def _start_rollout_servers(
     for slot in server_slots(pool, rollout.tensor_model_parallel_size):
         ranks = [slot.node_index * pool.devices_per_node + device for device in slot.devices]
         devices = ",".join(visible[rank] for rank in ranks)
-        server = _server(RolloutServer, pool, slot, devices).remote(*arguments)
+        server = server_class(RolloutServer, pool, slot, devices).remote(*arguments)
         by_node[slot.node_index].append(server)
     servers = [server for node in by_node for server in node]
-    stack.callback(_close_servers, servers)
+    stack.callback(close_servers, servers)
     return by_node, [server.start.remote() for server in servers]
 
 
@@ -230,37 +216,9 @@ def _start_prm_servers(
     if not config.reward_model.enable_resource_pool:
         slots = slots[:1]  # beside the policy one replica is enough: it shares those devices
     num_gpus = config.reward_model.tensor_model_parallel_size if config.reward_model.enable_resource_pool else 0
-    servers = [_server(ProcessRewardServer, pool, slot, "", num_gpus).remote(backend, spec) for slot in slots]
-    stack.callback(_close_servers, servers)
+    servers = [server_class(ProcessRewardServer, pool, slot, "", num_gpus).remote(backend, spec) for slot in slots]
+    stack.callback(close_servers, servers)
     return servers, [server.start.remote() for server in servers]
-
-
-def _server(server_class: type, pool: ResourcePool, slot: ServerSlot, devices: str, num_gpus: int = 0) -> Any:
-    """A Ray actor class with its place: on devices of its own (`num_gpus`), or on those named by `devices`."""
-    environment = actor_environment(pool.device)
-    if pool.device == "cuda" and devices:
-        environment["CUDA_VISIBLE_DEVICES"] = devices
-    return ray.remote(server_class).options(
-        num_cpus=0,
-        num_gpus=num_gpus if pool.device == "cuda" else 0,
-        scheduling_strategy=pool.scheduling(slot.node_index),
-        runtime_env={"env_vars": environment},
-        max_concurrency=_MAX_CONCURRENT_GROUPS,
-    )
-
-
-def _wait(started: list[Any], what: str, timeout_s: float) -> None:
-    try:
-        ray.get(started, timeout=timeout_s)
-    except GetTimeoutError as error:
-        raise RuntimeError(f"{what}: {len(started)} of them did not all start in {timeout_s:.0f} s") from error
-
-
-def _close_servers(servers: list[Any]) -> None:
-    """Ask the engines to end their own processes, then end the actors whatever they answered."""
-    ray.wait([server.close.remote() for server in servers], num_returns=len(servers), timeout=_CLOSE_TIMEOUT_S)
-    for server in servers:
-        ray.kill(server)
 
 
 async def _start_verifier(config: PPOTrainerConfig) -> RuleVerifierPool:

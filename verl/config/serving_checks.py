@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of rollout servers, whoever uses them. Opens no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from verl.config.names import ROLLOUTS_NOT_BUILT
+from verl.config.problems import Problem
+from verl.config.rollout import ServingConfig
+
+
+@dataclass(frozen=True)
+class ServingNeeds:
+    """What the servers stand in.
+
+    Args:
+        section: Key of their section.
+        longest: Longest prompt plus longest response. Unit: tokens.
+        devices_per_node: `trainer.n_gpus_per_node`.
+    """
+
+    section: str
+    longest: int
+    devices_per_node: int
+
+
+def find_serving_problems(rollout: ServingConfig, needs: ServingNeeds) -> Iterator[Problem]:
+    """Check engine, devices and lengths of rollout servers.
+
+    Args:
+        rollout: Their section.
+        needs: Where they stand, and what they must hold.
+
+    Yields:
+        Every mistake found.
+    """
+    section, longest, per_node = needs.section, needs.longest, needs.devices_per_node
+    tp = rollout.tensor_model_parallel_size
+    if rollout.name in ROLLOUTS_NOT_BUILT:
+        yield Problem(f"{section}.name", rollout.name, "is not built yet; allowed: vllm | hf", "Set rollout.name=vllm")
+    if per_node % tp:
+        fault = "is larger than" if tp > per_node else "must divide"
+        allowed = f"{fault} trainer.n_gpus_per_node={per_node} (a server lies within one node)"
+        mend = f"Set it to a divisor of {per_node}"
+        yield Problem(f"{section}.tensor_model_parallel_size", tp, allowed, mend, ("trainer.n_gpus_per_node",))
+    max_model_len = rollout.max_model_len or longest
+    if max_model_len < longest:
+        allowed = f"must hold data.max_prompt_length + data.max_response_length = {longest} tokens"
+        mend = f"Set it to {longest}, or leave it out"
+        yield Problem(f"{section}.max_model_len", max_model_len, allowed, mend)
+    if rollout.name == "vllm" and not rollout.enable_chunked_prefill and rollout.max_num_batched_tokens < max_model_len:
+        key = f"{section}.max_num_batched_tokens"
+        allowed = f"without chunked prefill a whole sequence of {max_model_len} tokens must fit"
+        mend = f"Set it to {max_model_len}, or enable_chunked_prefill=True"
+        yield Problem(key, rollout.max_num_batched_tokens, allowed, mend)
