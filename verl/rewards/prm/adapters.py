@@ -1,77 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One small class per PRM family: how its input is built, and at which tokens its verdict on each step stands.
+"""The register of PRM families: an adapter's name, its class, its head, and what `auto` means for a folder.
 
-Knows tokens, no weights and no engine. A new family registers itself with `register_prm_adapter`.
+Families stand in `adapters_chat` and `adapters_text`. A new one registers itself with `register_prm_adapter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from verl.rewards.prm.prompt import ChatFrame, Escaper, frame_chat, strip_step
-from verl.rewards.prm.types import PRMInput, PRMInputError, PRMPlan, ScoreRequest
-from verl.rewards.prm.windows import plan_windows
+from verl.rewards.prm.adapters_chat import (
+    QWEN_MATH_SYSTEM,
+    QWEN_STEP_TOKEN,
+    ImplicitAdapter,
+    QwenPRMAdapter,
+    RLHFlowAdapter,
+)
+from verl.rewards.prm.adapters_text import LineAdapter, MathShepherdAdapter, PrefixAdapter
+from verl.rewards.prm.files import REWARD_HEAD_FILE
+from verl.rewards.prm.heads import HeadKind
+from verl.rewards.prm.inputs import OVERLONG, AdapterSettings, PRMAdapter, single_token_id
 from verl.utils.errors import UserError
-from verl.utils.tokenizer import encode_plain
 
-QWEN_STEP_TOKEN = "<extra_0>"
-QWEN_MATH_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-OVERLONG = ("window", "extend", "error")
-
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    """What every adapter is told.
-
-    Args:
-        context_tokens: The PRM's own context.
-        max_tokens: Longest input its engine takes; above `context_tokens` only for `overlong="extend"`.
-        overlong: What becomes of a longer input: scored in overlapping windows, run beyond the context, or refused.
-        separator: What separates reasoning steps, taken off before a PRM sees them.
-        reads_last_token: Mode `legacy`: one step, unstripped, its score read at the input's very last token.
-    """
-
-    context_tokens: int
-    max_tokens: int
-    overlong: str = "window"
-    separator: str = "\n\n"
-    reads_last_token: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown `overlong`."""
-        if self.overlong not in OVERLONG:
-            raise ValueError(f"overlong={self.overlong!r}: must be one of {', '.join(OVERLONG)}")
-
-
-class PRMAdapter(Protocol):
-    """A PRM family."""
-
-    def plan(self, request: ScoreRequest) -> PRMPlan:
-        """Build the inputs that score one response.
-
-        Args:
-            request: Problem and reasoning steps.
-
-        Raises:
-            PRMInputError: The request can never be scored.
-        """
-        ...
-
-
+__all__ = [
+    "OVERLONG",
+    "QWEN_MATH_SYSTEM",
+    "QWEN_STEP_TOKEN",
+    "AdapterSettings",
+    "PRMAdapter",
+    "QwenPRMAdapter",
+    "get_prm_adapter",
+    "get_prm_head",
+    "register_prm_adapter",
+    "resolve_adapter_name",
+    "single_token_id",
+]
+ADAPTER_KEY = "reward_model.process_reward.adapter"
 AdapterFactory = Callable[[Any, AdapterSettings], PRMAdapter]
-_ADAPTERS: dict[str, AdapterFactory] = {}
-_BY_ARCHITECTURE: dict[str, str] = {"Qwen2ForProcessRewardModel": "reasonflux_prm"}
+_ADAPTERS: dict[str, tuple[AdapterFactory, HeadKind]] = {}
 
 
-def register_prm_adapter(name: str) -> Callable[[AdapterFactory], AdapterFactory]:
+def register_prm_adapter(name: str, head: HeadKind = "process") -> Callable[[AdapterFactory], AdapterFactory]:
     """Register an adapter (a callable of tokenizer and settings).
 
     Args:
         name: Value of `reward_model.process_reward.adapter`.
+        head: What its checkpoints have for a head; with `token_pair` the adapter has `verdict_ids` (wrong, right).
 
     Returns:
         A decorator that gives its argument back.
@@ -80,7 +55,7 @@ def register_prm_adapter(name: str) -> Callable[[AdapterFactory], AdapterFactory
     def keep(factory: AdapterFactory) -> AdapterFactory:
         if name in _ADAPTERS:
             raise ValueError(f"PRM adapter {name!r} is registered already")
-        _ADAPTERS[name] = factory
+        _ADAPTERS[name] = (factory, head)
         return factory
 
     return keep
@@ -95,117 +70,26 @@ def get_prm_adapter(name: str) -> AdapterFactory:
     Raises:
         UserError: There is none of that name.
     """
-    if name not in _ADAPTERS:
-        known = ", ".join(["auto", *sorted(_ADAPTERS)])
-        raise UserError.for_key("reward_model.process_reward.adapter", name, f"must be one of {known}", "Choose one")
-    return _ADAPTERS[name]
+    return _registered(name)[0]
 
 
-def resolve_adapter_name(name: str, config: Mapping[str, Any], model_name: str) -> tuple[str, str]:
-    """Decide what `auto` means.
+def get_prm_head(name: str) -> HeadKind:
+    """Find out which head an adapter's checkpoints have.
 
     Args:
-        name: What the user asked for.
-        config: The PRM's config.json.
-        model_name: Folder or hub name of the PRM.
-
-    Returns:
-        The adapter's name, and why.
+        name: Its registered name.
 
     Raises:
-        UserError: No family fits.
+        UserError: There is none of that name.
     """
-    if name != "auto":
-        get_prm_adapter(name)
-        return name, "as configured"
-    architectures = list(config.get("architectures") or [])
-    for architecture in architectures:
-        if architecture in _BY_ARCHITECTURE:
-            if "math-prm" in model_name.lower():
-                return "qwen_math_prm", f"architecture {architecture}, and 'Math-PRM' in the name"
-            return _BY_ARCHITECTURE[architecture], f"architecture {architecture}"
-    raise UserError.for_key(
-        "reward_model.process_reward.adapter",
-        name,
-        f"no adapter is known for architectures {architectures} (known: {', '.join(_BY_ARCHITECTURE)})",
-        "Point reward_model.model.path to a PRM, or name the adapter",
-    )
+    return _registered(name)[1]
 
 
-class QwenPRMAdapter:
-    """Chat of [system], problem and steps, `<extra_0>` behind each step; the verdict stands at each `<extra_0>`.
-
-    Source: model cards of Qwen2.5-Math-PRM-7B and ReasonFlux-PRM-7B; label 1 of the head means "right".
-
-    Example:
-        >>> adapter = QwenPRMAdapter(tokenizer, AdapterSettings(context_tokens=4096, max_tokens=4096))
-        >>> adapter.plan(ScoreRequest("r0", "1+1?", ("1+1 is 2.",))).inputs[0].score_positions
-    """
-
-    step_token = QWEN_STEP_TOKEN
-
-    def __init__(self, tokenizer: Any, settings: AdapterSettings, system_message: str | None = None) -> None:
-        """Read the tokenizer.
-
-        Args:
-            tokenizer: The PRM's own.
-            settings: Lengths and reading mode.
-            system_message: None leaves it to the chat template (Qwen's put in a default of their own).
-
-        Raises:
-            UserError: `<extra_0>` is not exactly one token, or there is no chat template.
-        """
-        self.step_token_id = single_token_id(tokenizer, self.step_token)
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError.for_key(
-                "reward_model.model.path", tokenizer.name_or_path, "the PRM has no chat template", "Add the one it had"
-            )
-        self._tokenizer = tokenizer
-        self._settings = settings
-        self._system_message = system_message
-        self._escape = Escaper(tokenizer, self.step_token)
-
-    def plan(self, request: ScoreRequest) -> PRMPlan:
-        """See `PRMAdapter.plan`."""
-        problem = self._escape(request.problem)
-        raw = [self._shown(step) for step in request.steps]
-        shown = [self._escape(step) for step in raw]
-        was_escaped = problem != request.problem or shown != raw
-        frame = frame_chat(self._tokenizer, problem, self._system_message, self.step_token)
-        steps = [[*ids, self.step_token_id] for ids in encode_plain(self._tokenizer, shown)]
-        plan = self._fit(request, frame, steps)
-        return PRMPlan(plan.inputs, (*(("escaped",) if was_escaped else ()), *plan.flags))
-
-    def _shown(self, piece: str) -> str:
-        return piece if self._settings.reads_last_token else strip_step(piece, self._settings.separator)
-
-    def _fit(self, request: ScoreRequest, frame: ChatFrame, steps: list[list[int]]) -> PRMPlan:
-        """Put frame and steps together, in windows where they are too long for one input."""
-        settings = self._settings
-        extends = settings.overlong == "extend"
-        limit = settings.max_tokens if extends else min(settings.max_tokens, settings.context_tokens)
-        needed = len(frame.before) + sum(map(len, steps)) + len(frame.after)
-        if needed > limit and settings.overlong == "error":
-            raise PRMInputError(f"{request.request_id}: {needed} tokens exceed the PRM's context of {limit}")
-        try:
-            windows = plan_windows([len(step) for step in steps], limit - len(frame.before) - len(frame.after))
-        except ValueError as err:
-            raise PRMInputError(f"{request.request_id}: the problem leaves no room in {limit} tokens") from err
-        inputs = []
-        for window in windows:
-            kept = [steps[k][-window.max_step_tokens :] for k in range(window.first, window.end)]
-            ids = [*frame.before, *(token for step in kept for token in step), *frame.after]
-            ends = len(frame.before) - 1 + np.cumsum([len(step) for step in kept])
-            positions = ends[window.first_new - window.first :]
-            if settings.reads_last_token:
-                positions = np.array([len(ids) - 1])
-            inputs.append(PRMInput(ids, positions.astype(np.int64), window.first_new))
-        flags = [
-            *(["windowed"] if len(windows) > 1 else []),
-            *(["cut"] if any(window.is_cut for window in windows) else []),
-            *(["extended"] if needed > settings.context_tokens and extends else []),
-        ]
-        return PRMPlan(tuple(inputs), tuple(flags))
+def _registered(name: str) -> tuple[AdapterFactory, HeadKind]:
+    if name not in _ADAPTERS:
+        known = ", ".join(["auto", *sorted(_ADAPTERS)])
+        raise UserError.for_key(ADAPTER_KEY, name, f"must be one of {known}", "Choose one")
+    return _ADAPTERS[name]
 
 
 @register_prm_adapter("reasonflux_prm")
@@ -230,26 +114,142 @@ def qwen_math_adapter(tokenizer: Any, settings: AdapterSettings) -> PRMAdapter:
     return QwenPRMAdapter(tokenizer, settings, QWEN_MATH_SYSTEM)
 
 
-def single_token_id(tokenizer: Any, token: str, key: str = "reward_model.model.path") -> int:
-    """Look up a token that must be exactly one.
+@register_prm_adapter("skywork_prm", head="value")
+def skywork_adapter(tokenizer: Any, settings: AdapterSettings) -> PRMAdapter:
+    """Skywork-o1-Open-PRM: a line end behind the problem too; sigmoid of one value.
 
     Args:
         tokenizer: The PRM's own.
-        token: The token's text.
-        key: Configuration key for the message.
+        settings: Lengths and reading mode.
+    """
+    return LineAdapter(tokenizer, settings, "skywork_prm", problem_end="\n")
+
+
+@register_prm_adapter("pure_prm", head="labels")
+def pure_adapter(tokenizer: Any, settings: AdapterSettings) -> PRMAdapter:
+    """PURE-PRM: two labels; its own score p1 - p0 is `score_space=signed`.
+
+    Args:
+        tokenizer: The PRM's own.
+        settings: Lengths and reading mode.
+    """
+    return LineAdapter(tokenizer, settings, "pure_prm")
+
+
+register_prm_adapter("reasonflux_prm_1_5b", head="reward_file")(PrefixAdapter)
+register_prm_adapter("math_shepherd", head="token_pair")(MathShepherdAdapter)
+register_prm_adapter("rlhflow_prm", head="token_pair")(RLHFlowAdapter)
+register_prm_adapter("implicit_prm", head="log_ratio")(ImplicitAdapter)
+
+LANGUAGE_MODEL_ADAPTERS = ("math_shepherd", "rlhflow_prm", "implicit_prm")
+"""Families whose checkpoints are plain language models: no file tells them apart, or from a policy."""
+_BY_NAME = {
+    "math-shepherd-mistral-7b-prm": "math_shepherd",
+    "llama3.1-8b-prm": "rlhflow_prm",
+    "eurusprm": "implicit_prm",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What `auto` judges by.
+
+    Args:
+        architectures: Of config.json.
+        shapes: Tensor shapes by name; empty where they cannot be read.
+        has_reward_file: Whether there is a `reward_head.pt`.
+        model_name: Folder or hub name.
+    """
+
+    architectures: tuple[str, ...]
+    shapes: Mapping[str, Sequence[int]]
+    has_reward_file: bool
+    model_name: str
+
+
+def resolve_adapter_name(
+    name: str,
+    config: Mapping[str, Any],
+    model_name: str,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    has_reward_file: bool = False,
+) -> tuple[str, str]:
+    """Decide what `auto` means.
+
+    Args:
+        name: What the user asked for.
+        config: The PRM's config.json.
+        model_name: Folder or hub name of the PRM.
+        shapes: Shapes of its tensors by name, where they are known.
+        has_reward_file: Whether `reward_head.pt` lies in its folder.
 
     Returns:
-        Its id.
+        The adapter's name, and why.
 
     Raises:
-        UserError: The text is several tokens, or unknown.
+        UserError: No family fits, or several do.
     """
-    ids = encode_plain(tokenizer, [token])[0]
-    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
-        raise UserError.for_key(
-            key,
-            tokenizer.name_or_path,
-            f"the step token {token!r} must be exactly one token of the PRM's tokenizer, but is {len(ids)} ({ids[:8]})",
-            "Use the tokenizer the PRM came with, or name another adapter",
+    if name != "auto":
+        get_prm_adapter(name)
+        return name, "as configured"
+    evidence = Evidence(tuple(config.get("architectures") or ()), shapes or {}, has_reward_file, model_name.lower())
+    found = _by_head(evidence) or _by_model_name(evidence)
+    if found is None:
+        raise _unknown(evidence)
+    return found
+
+
+def _by_head(evidence: Evidence) -> tuple[str, str] | None:
+    """Judge by the head, which no other family and no policy has."""
+    architectures = evidence.architectures
+    if evidence.has_reward_file:
+        return "reasonflux_prm_1_5b", f"file {REWARD_HEAD_FILE}"
+    process = _why("Qwen2ForProcessRewardModel", "score.2.weight", evidence)
+    if process and "math-prm" in evidence.model_name:
+        return "qwen_math_prm", f"{process}, and 'Math-PRM' in the name"
+    if process:
+        return "reasonflux_prm", process
+    value = _why("Qwen2ForPrmModel", "v_head.summary.weight", evidence)
+    if value:
+        return "skywork_prm", value
+    labels = tuple(evidence.shapes.get("score.weight", ()))[:1]
+    classifies = [each for each in architectures if each.endswith("ForTokenClassification")]
+    if classifies and labels in ((), (2,)):
+        return "pure_prm", f"architecture {classifies[0]}" + (" and 2 labels in score.weight" if labels else "")
+    return None
+
+
+def _why(architecture: str, tensor: str, evidence: Evidence) -> str:
+    if architecture in evidence.architectures:
+        return f"architecture {architecture}"
+    return f"tensor {tensor}" if tensor in evidence.shapes else ""
+
+
+def _by_model_name(evidence: Evidence) -> tuple[str, str] | None:
+    """Judge a plain language model by its name, which is all there is."""
+    architectures = evidence.architectures
+    if not any(each.endswith("ForCausalLM") for each in architectures):
+        return None
+    found = {adapter: part for part, adapter in _BY_NAME.items() if part in evidence.model_name}
+    if len(found) != 1:
+        return None
+    ((adapter, part),) = found.items()
+    return adapter, f"architecture {', '.join(architectures)}, and {part!r} in the name"
+
+
+def _unknown(evidence: Evidence) -> UserError:
+    architectures = list(evidence.architectures)
+    if any(each.endswith("ForCausalLM") for each in architectures):
+        return UserError.for_key(
+            ADAPTER_KEY,
+            "auto",
+            f"no adapter is known for architectures {architectures}: a plain language model can be a PRM of several "
+            f"families, or none",
+            f"If it is one, set {ADAPTER_KEY} to {', '.join(LANGUAGE_MODEL_ADAPTERS)} (see docs/configuration.md)",
         )
-    return ids[0]
+    return UserError.for_key(
+        ADAPTER_KEY,
+        "auto",
+        f"no adapter is known for architectures {architectures} (known: {', '.join(sorted(_ADAPTERS))})",
+        "Point reward_model.model.path to a PRM, or name the adapter",
+    )

@@ -6,20 +6,20 @@ Reads no weights: a safetensors file begins with a list of its tensors. Which wa
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-
-from verl.rewards.prm.spec import PATH_KEY, PRMSpec, load_adapter
+from verl.rewards.prm.files import find_folder, read_json, tensor_shapes
+from verl.rewards.prm.heads import HeadSpec, check_shapes, load_head
+from verl.rewards.prm.scoring_model import REFERENCE_KEY
+from verl.rewards.prm.spec import PATH_KEY, LoadedAdapter, PRMSpec, load_adapter
+from verl.rewards.prm.weights import find_backbone
 from verl.utils.errors import UserError
+from verl.utils.tokenizer import TOKENIZER_FILES, backend_of, load_tokenizer
 
-_MAX_HEADER_BYTES = 100 << 20
+__all__ = ["PRMFacts", "check_prm", "check_reference", "find_folder", "tensor_shapes"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,9 @@ def check_prm(spec: PRMSpec, max_prompt_tokens: int = 0, max_response_tokens: in
     Raises:
         UserError: The folder is no PRM of a known family, or cannot be run as asked.
     """
-    folder = find_folder(spec.path)
-    config = _read_json(folder / "config.json", spec.path)
     loaded = load_adapter(spec)
-    hidden_size = int(config.get("hidden_size") or 0)
-    notices = [f"PRM adapter {loaded.name}: {loaded.reason}"]
-    shapes = tensor_shapes(folder)
-    if shapes is None:
-        notices.append(f"{folder} holds no safetensors file: its head is checked only when it is loaded")
-    else:
-        check_head(shapes, hidden_size, spec.path)
+    config = read_json(loaded.folder / "config.json", spec.path)
+    notices = [f"PRM adapter {loaded.name}: {loaded.reason}", *_check_weights(spec, loaded, config)]
     longest = max_prompt_tokens + max_response_tokens
     if longest > loaded.context_tokens:
         what = {
@@ -78,100 +71,58 @@ def check_prm(spec: PRMSpec, max_prompt_tokens: int = 0, max_response_tokens: in
             f"prompt and response can have {longest} tokens, the PRM's context is {loaded.context_tokens}: {what} "
             f"(reward_model.process_reward.overlong={spec.overlong})"
         )
-    return PRMFacts(folder, loaded.name, hidden_size, loaded.context_tokens, loaded.max_tokens, tuple(notices))
+    width = int(config.get("hidden_size") or 0)
+    return PRMFacts(loaded.folder, loaded.name, width, loaded.context_tokens, loaded.max_tokens, tuple(notices))
 
 
-def find_folder(path: str) -> Path:
-    """Find a model's folder, downloading it from the hub where `path` is a hub name and not in the cache.
-
-    Args:
-        path: Folder or hub name.
-
-    Raises:
-        UserError: There is neither.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if not path or path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise UserError.for_key(PATH_KEY, path, "must be an existing folder or a hub name", "Correct the path")
-    try:
-        return Path(snapshot_download(path))
-    except (OSError, HFValidationError) as err:
-        raise UserError.for_key(
-            PATH_KEY, path, f"is neither a folder nor to be had from the hub ({type(err).__name__})", "Correct the path"
-        ) from err
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    """Read names and shapes of all tensors from the headers of a folder's safetensors files.
+def check_reference(spec: PRMSpec, loaded: LoadedAdapter) -> None:
+    """Check the language model that an implicit PRM is compared with.
 
     Args:
-        folder: Model folder, with one file or an index of several.
-
-    Returns:
-        Shapes by name, None where there is no safetensors file.
+        spec: With its path.
+        loaded: The PRM's adapter, with the longest input.
 
     Raises:
-        UserError: A file is missing or damaged.
+        UserError: It is missing, is no language model, splits text into other tokens, or reads shorter inputs.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index, str(folder))["weight_map"].values()))
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        shapes |= _header_shapes(folder / name)
-    return shapes if names else None
-
-
-def check_head(shapes: Mapping[str, Sequence[int]], hidden_size: int, path: str) -> None:
-    """Check that a two-way score head of the right width is there.
-
-    Args:
-        shapes: Tensor shapes by name.
-        hidden_size: Width of the backbone.
-        path: For the message.
-
-    Raises:
-        UserError: It is missing or has another shape.
-    """
-    wanted = {"score.0.weight": (hidden_size, hidden_size), "score.2.weight": (2, hidden_size)}
-    for name, shape in wanted.items():
-        found = shapes.get(name)
-        if found is None or tuple(found) != shape:
-            what = "is missing" if found is None else f"has shape {list(found)}"
+    path, mend = spec.reference_path, "Name the model that the PRM was trained from"
+    if not path:
+        raise UserError.for_key(REFERENCE_KEY, path, "an implicit PRM needs a reference model", mend)
+    folder = find_folder(path, REFERENCE_KEY)
+    config = read_json(folder / "config.json", path, REFERENCE_KEY)
+    shapes = tensor_shapes(folder)
+    if shapes is not None:
+        check_shapes(shapes, HeadSpec("log_ratio"), config, path, REFERENCE_KEY)
+        find_backbone(folder, REFERENCE_KEY)
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        own, other = (
+            backend_of(load_tokenizer(str(each), key=key)).get_vocab()
+            for each, key in ((loaded.folder, PATH_KEY), (folder, REFERENCE_KEY))
+        )
+        if own != other:
             raise UserError.for_key(
-                PATH_KEY,
-                path,
-                f"must hold a process reward head, {name} of shape {list(shape)}, but it {what}",
-                "Name the folder of a PRM (Qwen2ForProcessRewardModel), not of a policy or another reward model",
+                REFERENCE_KEY, path, "must have the PRM's tokenizer, but its vocabulary differs", mend
             )
-
-
-def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read one safetensors header: 8 bytes of length (little endian), then JSON."""
-    if not path.is_file():
-        raise UserError.for_key(PATH_KEY, str(path), "this file of the PRM is missing", "Download the model again")
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
-        raw = file.read(size) if size <= _MAX_HEADER_BYTES else b""
-    try:
-        header = json.loads(raw)
-    except ValueError as err:
+    context = int(config.get("max_position_embeddings") or 0)
+    if context < loaded.max_tokens and spec.overlong != "extend":
         raise UserError.for_key(
-            PATH_KEY, str(path), "is no safetensors file (its header cannot be read)", "Download the model again"
-        ) from err
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            REFERENCE_KEY,
+            path,
+            f"reads {context} tokens, the PRM is given up to {loaded.max_tokens}",
+            f"Set reward_model.max_length={context}, or name a reference with a longer context",
+        )
 
 
-def _read_json(path: Path, model: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise UserError.for_key(
-            PATH_KEY, model, f"must hold a readable {path.name} ({type(err).__name__})", "Name a whole model's folder"
-        ) from err
-    return found
+def _check_weights(spec: PRMSpec, loaded: LoadedAdapter, config: Mapping[str, Any]) -> Iterator[str]:
+    """Check head and backbone as far as headers tell; yields notices."""
+    folder, head = loaded.folder, loaded.head
+    shapes = tensor_shapes(folder)
+    if head.kind == "log_ratio":
+        check_reference(spec, loaded)
+    if head.kind == "reward_file":
+        load_head(folder, head)  # a small file of its own
+    if shapes is None:
+        yield f"{folder} holds no safetensors file: its head is checked only when it is loaded"
+        return
+    check_shapes(shapes, head, config, spec.path)
+    find_backbone(folder)

@@ -47,6 +47,20 @@ def strip_step(piece: str, separator: str) -> str:
     return shown
 
 
+def strip_end(piece: str, separator: str) -> str:
+    """Take separators and blanks off the end of a piece, and leave its beginning.
+
+    Args:
+        piece: One or more reasoning steps as they were written.
+        separator: What separates them.
+    """
+    mark = separator.strip()
+    shown = piece.rstrip()
+    while mark and shown.endswith(mark):
+        shown = shown.removesuffix(mark).rstrip()
+    return shown
+
+
 class Escaper:
     """Breaks up, in a text, everything that the tokenizer would read as one of its special tokens.
 
@@ -54,17 +68,20 @@ class Escaper:
     push every later one out of place.
     """
 
-    def __init__(self, tokenizer: Any, step_token: str) -> None:
+    def __init__(self, tokenizer: Any, step_token: str = "", words: Sequence[str] = ()) -> None:
         """Collect the texts to be broken up.
 
         Args:
             tokenizer: The PRM's tokenizer.
-            step_token: Text of its step token.
+            step_token: Text of its step token, where that is one of a kind.
+            words: Texts of ordinary tokens that mean something to the PRM where they stand alone as a word.
         """
         added = backend_of(tokenizer).get_added_tokens_decoder().values()
         marks = {token.content for token in added if token.special} | {step_token}
         longest_first = sorted((mark for mark in marks if len(mark) > 1), key=len, reverse=True)
-        self._pattern = re.compile("|".join(re.escape(mark) for mark in longest_first))
+        patterns = [re.escape(mark) for mark in longest_first]
+        patterns += [rf"(?<!\w){re.escape(word)}(?!\w)" for word in words]
+        self._pattern = re.compile("|".join(patterns) or "(?!)")
 
     def __call__(self, text: str) -> str:
         """Put a space behind the first character of each special token's text.

@@ -5,13 +5,14 @@
     produces   their logits; requests that wait together go through the model together, sorted by length
     waits for  the one forward pass that runs at a time, in a thread of its own
 
-Knows Qwen2 process reward models; needs neither vLLM nor Ray.
+Runs every family of PRMs; needs neither vLLM nor Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from verl.rewards.prm.model import Qwen2ForProcessRewardModel, load_prm
+from verl.rewards.prm.scoring_model import HeadedBackbone, LogRatioModel, load_scoring_model
 from verl.rewards.prm.spec import LoadedAdapter, PRMSpec, load_adapter
 from verl.rewards.prm.types import PRMInput, ScoreRequest, StepLogits
 
 logger = logging.getLogger(__name__)
+
+_CPU_PASS_TOKENS = 1024
+"""Measured with 4M parameters on one core: passes of 256 to 2048 tokens cost the same, of 8192 tokens 40% more."""
 
 
 class HFScorer:
@@ -43,7 +47,7 @@ class HFScorer:
         """
         self._spec = spec
         self._loaded: LoadedAdapter | None = None
-        self._model: Qwen2ForProcessRewardModel | None = None
+        self._model: HeadedBackbone | LogRatioModel | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="prm")
         self._waiting: list[_Waiting] = []
         self._drain: asyncio.Task[None] | None = None
@@ -70,12 +74,20 @@ class HFScorer:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._model = None
 
-    def _load(self) -> Qwen2ForProcessRewardModel:
-        device = self._spec.device
+    def _load(self) -> HeadedBackbone | LogRatioModel:
+        assert self._loaded is not None, "start() was not awaited"
+        spec = self._spec
+        device = spec.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Qwen2ForProcessRewardModel = load_prm(self._spec.path, getattr(torch, self._spec.dtype)).to(device)
-        return model
+        model = load_scoring_model(
+            self._loaded.folder,
+            self._loaded.head,
+            getattr(torch, spec.dtype),
+            reference_path=spec.reference_path,
+            beta=spec.implicit_beta,
+        )
+        return model.to(device)
 
     async def _run_waiting(self) -> None:
         """Run batches until nobody waits; a batch takes what is there when the one before it ends."""
@@ -91,10 +103,16 @@ class HFScorer:
         self._waiting.sort(key=lambda one: len(one.item.token_ids))
         batch = [self._waiting.pop()]
         width = len(batch[0].item.token_ids)
-        fitting = min(self._spec.max_num_seqs, self._spec.max_num_batched_tokens // width)
+        fitting = min(self._spec.max_num_seqs, self._budget() // width)
         while self._waiting and len(batch) < fitting:
             batch.append(self._waiting.pop())
         return batch
+
+    def _budget(self) -> int:
+        """Tokens of a forward pass. On a CPU a wide one gains nothing and its activations leave the caches."""
+        assert self._model is not None, "start() was not awaited"
+        on_cpu = next(self._model.parameters()).device.type == "cpu"
+        return min(self._spec.max_num_batched_tokens, _CPU_PASS_TOKENS if on_cpu else sys.maxsize)
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
@@ -111,7 +129,7 @@ class HFScorer:
 
     @torch.inference_mode()
     def _forward(self, inputs: Sequence[PRMInput]) -> list[np.ndarray]:
-        """Run one batch, padded on the right; returns [k, 2] float32 for each input."""
+        """Run one batch, padded on the right; returns [k, 2] for each input."""
         assert self._model is not None, "start() was not awaited"
         ids = torch.zeros(len(inputs), max(len(item.token_ids) for item in inputs), dtype=torch.int64)
         for row, item in zip(ids, inputs, strict=True):
@@ -119,9 +137,9 @@ class HFScorer:
         counts = [len(item.score_positions) for item in inputs]
         sequences = torch.repeat_interleave(torch.arange(len(inputs)), torch.tensor(counts))
         positions = torch.from_numpy(np.concatenate([item.score_positions for item in inputs]))
-        device = self._model.device
+        device = next(self._model.parameters()).device
         logits = self._model(ids.to(device), rows=(sequences.to(device), positions.to(device)))
-        return [part.numpy() for part in logits.float().cpu().split(counts)]
+        return [part.numpy() for part in logits.cpu().split(counts)]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PretrainedConfig
-
-from verl.rewards.prm.adapters import AdapterSettings, PRMAdapter, get_prm_adapter, resolve_adapter_name
+from verl.rewards.prm.adapters import (
+    AdapterSettings,
+    PRMAdapter,
+    get_prm_adapter,
+    get_prm_head,
+    resolve_adapter_name,
+)
+from verl.rewards.prm.files import PATH_KEY, REWARD_HEAD_FILE, find_folder, read_json, tensor_shapes
+from verl.rewards.prm.heads import HeadSpec
 from verl.rewards.prm.types import ScoreRequest, StepLogits
 from verl.utils.errors import UserError
 from verl.utils.tokenizer import load_tokenizer
-
-PATH_KEY = "reward_model.model.path"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class LoadedAdapter:
         reason: Why this one.
         context_tokens: The PRM's own context.
         max_tokens: Longest input the engine must take.
+        head: What stands on the backbone; `verl.rewards.prm.heads.load_head(folder, head)` loads it.
+        folder: Where the PRM lies.
     """
 
     adapter: PRMAdapter
@@ -79,6 +86,8 @@ class LoadedAdapter:
     reason: str
     context_tokens: int
     max_tokens: int
+    head: HeadSpec
+    folder: Path
 
 
 class StepScorer(Protocol):
@@ -138,8 +147,11 @@ def load_adapter(spec: PRMSpec) -> LoadedAdapter:
     Raises:
         UserError: No adapter fits, the tokenizer lacks the step token, or the lengths contradict each other.
     """
-    config, _ = PretrainedConfig.get_config_dict(spec.path)
-    name, reason = resolve_adapter_name(spec.adapter, config, spec.path)
+    folder = find_folder(spec.path)
+    config = read_json(folder / "config.json", spec.path)
+    name, reason = resolve_adapter_name(
+        spec.adapter, config, spec.path, tensor_shapes(folder), (folder / REWARD_HEAD_FILE).is_file()
+    )
     context_tokens, max_tokens = input_limits(spec, config)
     settings = AdapterSettings(
         context_tokens=context_tokens,
@@ -149,4 +161,6 @@ def load_adapter(spec: PRMSpec) -> LoadedAdapter:
         reads_last_token=spec.mode == "legacy",
     )
     tokenizer = load_tokenizer(spec.path, key=PATH_KEY)
-    return LoadedAdapter(get_prm_adapter(name)(tokenizer, settings), name, reason, context_tokens, max_tokens)
+    adapter = get_prm_adapter(name)(tokenizer, settings)
+    head = HeadSpec(get_prm_head(name), getattr(adapter, "verdict_ids", None))
+    return LoadedAdapter(adapter, name, reason, context_tokens, max_tokens, head, folder)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -66,7 +66,7 @@ class PRMInput:
 
     Args:
         token_ids: The whole input.
-        score_positions: [k] int64, the rows of the output to keep.
+        score_positions: [k] int64, the rows of the output to keep; [k + 1] where the plan takes differences.
         first_step: Which reasoning step the first kept row scores; the others follow.
     """
 
@@ -82,21 +82,32 @@ class PRMPlan:
     Args:
         inputs: Their kept rows, one after the other, score steps 0 to K - 1.
         flags: What was done to the text on the way; see `StepLogits`.
+        differences: Rows are running totals, and a step's logits are what they grew by; each input then also keeps
+            the row before its first new step.
     """
 
     inputs: tuple[PRMInput, ...]
     flags: tuple[str, ...] = ()
+    differences: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all inputs together."""
         return sum(len(item.token_ids) for item in self.inputs)
 
+    def flagged(self, flags: Sequence[str]) -> PRMPlan:
+        """Return the same plan with more flags, in front of its own.
+
+        Args:
+            flags: What else was done.
+        """
+        return replace(self, flags=(*flags, *self.flags))
+
     def gather(self, rows: Sequence[np.ndarray]) -> StepLogits:
         """Put the kept rows of all inputs together.
 
         Args:
-            rows: [k, 2] for each input, in order.
+            rows: [k, 2] for each input, in order; as many as it has `score_positions`.
 
         Raises:
             ValueError: A scorer gave another number of rows than was asked of it.
@@ -104,6 +115,8 @@ class PRMPlan:
         for item, got in zip(self.inputs, rows, strict=True):
             if got.shape != (len(item.score_positions), 2):
                 raise ValueError(f"the PRM gave {got.shape} for {len(item.score_positions)} reasoning steps")
+        if self.differences:
+            rows = [np.diff(got, axis=0) for got in rows]
         whole = np.concatenate([np.zeros((0, 2), np.float32), *rows]).astype(np.float32)
         return StepLogits(whole, self.flags)
 

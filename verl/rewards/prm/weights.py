@@ -41,21 +41,22 @@ BACKBONES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral"
 """Language model class by `model_type`: the backbones of all known families."""
 
 
-def find_backbone(folder: str | Path) -> Backbone:
+def find_backbone(folder: str | Path, key: str = PATH_KEY) -> Backbone:
     """Find out what stands below the head, and under which names.
 
     Args:
         folder: The PRM's folder.
+        key: Configuration key that `folder` came from, for the message.
 
     Raises:
         UserError: Its type is not served, or there are no such weights.
     """
     folder = Path(folder)
-    config = read_json(folder / "config.json", str(folder))
+    config = read_json(folder / "config.json", str(folder), key)
     kind = str(config.get("model_type", ""))
     if kind not in BACKBONES:
         raise UserError.for_key(
-            PATH_KEY,
+            key,
             str(folder),
             f"model_type {kind!r} in its config.json must be one of {', '.join(BACKBONES)}",
             "Name the folder of a PRM on such a backbone",
@@ -63,7 +64,7 @@ def find_backbone(folder: str | Path) -> Backbone:
     embedding = _embedding_name(weight_names(folder))
     if embedding is None:
         raise UserError.for_key(
-            PATH_KEY, str(folder), f"must hold a backbone (...{EMBEDDING})", "Name the folder of a whole model"
+            key, str(folder), f"must hold a backbone (...{EMBEDDING})", "Name the folder of a whole model"
         )
     return Backbone(kind, BACKBONES[kind], embedding.removesuffix(EMBEDDING), int(config["hidden_size"]))
 
