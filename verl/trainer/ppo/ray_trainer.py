@@ -136,7 +136,7 @@ class RayPPOTrainer:
                 beta = self.reward_stage.beta(self.global_steps)
                 batch = batch.union(compute_advantage(batch, self.config.algorithm, beta))
             with timer("update_actor"):
-                used = without_rows(batch, batch.batch["is_dropped"])
+                used = without_rows(batch, ~batch.batch["is_kept"])
                 metrics |= self.runtime.actor.update_actor(used)[0]
             with timer("update_weights"):
                 metrics |= self._sync_weights(verify=False)
