@@ -87,7 +87,8 @@ class Reader:
 
     def source_of(self, values: Mapping[str, Any]) -> str:
         """Name of a row's source."""
-        return str(values.get(self.source)) if self.source else Path(self.file).stem
+        name = values.get(self.source) if self.source else Path(self.file).stem
+        return "(none)" if name is None else str(name)
 
     def row_for_training(self, values: Mapping[str, Any], score: float) -> dict[str, Any]:
         """A row with the columns of supervised training."""

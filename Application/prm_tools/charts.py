@@ -26,7 +26,8 @@ def draw_histograms(path: Path, scores: Mapping[str, np.ndarray], kept: Mapping[
         kept: [k] by source.
         title: Above all.
     """
-    sources = sorted(scores, key=lambda source: -len(scores[source]))[:_MOST_SOURCES]
+    sources = sorted((name for name in scores if len(scores[name])), key=lambda name: -len(scores[name]))
+    sources = sources[:_MOST_SOURCES]
     columns = min(_COLUMNS, len(sources))
     rows = -(-len(sources) // columns)
     together = np.concatenate([scores[source] for source in sources])

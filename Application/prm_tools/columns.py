@@ -15,6 +15,7 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt", "query")
 RESPONSE_COLUMNS = ("response", "completion", "output", "answer")
 RESPONSES_COLUMNS = ("responses",)
 INDEX_COLUMN = "response_index"
+GROUP_COLUMN = "problem_index"
 
 Answer = str | tuple[str, ...]
 
@@ -90,9 +91,10 @@ def read_responses(file: str, key: str, columns: Columns) -> Iterator[Record]:
         columns: Where the response is, or the responses.
 
     Yields:
-        The rows. One that was taken apart has its response and `response_index`, and no list any more.
+        The rows. One that was taken apart has its response, `problem_index` (the row's number from
+        0) and `response_index` in place of the list.
     """
-    for record in read_table(file, key):
+    for number, record in enumerate(read_table(file, key)):
         many = record.values.get(columns.responses) if columns.responses else None
         if not isinstance(many, list | tuple) or not many:
             yield _without_list(record, columns)
@@ -100,7 +102,7 @@ def read_responses(file: str, key: str, columns: Columns) -> Iterator[Record]:
         rest = {name: value for name, value in record.values.items() if name != columns.responses}
         for index, response in enumerate(many):
             place = f"{record.place} response {index}"
-            yield Record(place, {**rest, columns.response: response, INDEX_COLUMN: index})
+            yield Record(place, {**rest, columns.response: response, GROUP_COLUMN: number, INDEX_COLUMN: index})
 
 
 def problem_and_answer(record: Record, columns: Columns) -> tuple[str, Answer]:
