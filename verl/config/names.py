@@ -54,7 +54,29 @@ TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
 
 RewardManagerName = Literal["naive", "dapo", "batch", "prime", "process"]
 REWARD_MANAGERS: tuple[str, ...] = get_args(RewardManagerName)
-PRMAdapterName = Literal["auto", "reasonflux_prm", "qwen_math_prm"]
+AlarmName = Literal[
+    "repeated_steps",
+    "empty",
+    "one_step",
+    "steps_growth",
+    "auc",
+    "right_minus_wrong",
+    "saturation",
+    "unscored",
+    "no_answer",
+]
+ALARM_NAMES: tuple[str, ...] = get_args(AlarmName)
+PRMAdapterName = Literal[
+    "auto",
+    "reasonflux_prm",
+    "reasonflux_prm_1_5b",
+    "qwen_math_prm",
+    "skywork_prm",
+    "math_shepherd",
+    "rlhflow_prm",
+    "pure_prm",
+    "implicit_prm",
+]
 PRM_ADAPTERS: tuple[str, ...] = get_args(PRMAdapterName)
 PRMBackend = Literal["vllm", "hf"]
 PRM_BACKENDS: tuple[str, ...] = get_args(PRMBackend)

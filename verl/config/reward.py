@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from verl.config.alarms import AlarmsConfig
 from verl.config.fields import free_mapping, limited, path_field
 from verl.config.names import (
     DType,
@@ -49,6 +50,19 @@ class OverlongBufferConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImplicitPRMConfig:
+    """Step rewards as log-ratios of two language models: r_k = beta * sum over the step's tokens of (log pi - log ref).
+
+    Read only by `adapter=implicit_prm` (EurusPRM, PRIME).
+    """
+
+    reference_path: str = path_field("")
+    """Local folder or hub id of the reference model, with the PRM's tokenizer. Required by `implicit_prm`."""
+    beta: float = limited(0.05, above=0.0)
+    """Factor of the log-ratio (PRIME: 0.05)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProcessRewardConfig:
     """From step scores to rewards.
 
@@ -56,7 +70,10 @@ class ProcessRewardConfig:
     """
 
     adapter: PRMAdapterName = "auto"
-    """PRM family: prompt format, separator token, class order. `auto` reads the model's config."""
+    """PRM family: prompt format, separator token, head. `auto` reads the model's config and files; name it for plain
+    language models (`math_shepherd`, `rlhflow_prm`, `implicit_prm`)."""
+    implicit: ImplicitPRMConfig = field(default_factory=ImplicitPRMConfig)
+    """What an implicit PRM is compared with."""
     backend: PRMBackend = "vllm"
     """Who runs the PRM: `vllm` pooling servers, or `hf` (plain transformers forward, for comparison)."""
     mode: PRMMode = "step"
@@ -165,6 +182,8 @@ class RewardModelConfig:
     the answer counts as wrong (a custom function's score as missing; both counted). Unit: seconds."""
     process_reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
     """From step scores to rewards."""
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
+    """Warnings, or an end, when the policy learns to please the PRM instead of being right."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from verl.config.alarms import alarm_problems
 from verl.config.names import ADV_ESTIMATORS, GROUP_ESTIMATORS, PROCESS_ESTIMATORS
 from verl.config.problems import Problem, describe_choices
 
@@ -39,6 +40,7 @@ def reward_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
     yield from _pool_without_prm(config)
     yield from _manager(config)
     yield from _overlong(config)
+    yield from alarm_problems(config.reward_model.alarms)
 
 
 def _estimator(config: PPOTrainerConfig) -> Iterator[Problem]:

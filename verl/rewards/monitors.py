@@ -6,13 +6,17 @@ Pure functions over scored responses. Each of these moves when a policy learns t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from verl.rewards.types import ScoredResponse
 
-FLAGS = ("empty", "one_step", "truncated", "escaped", "windowed", "extended", "cut")
+FLAGS = ("empty", "one_step", "repeated", "truncated", "escaped", "windowed", "extended", "cut")
+"""Shares of responses; `escaped` ones hold the PRM's step token as text."""
+POSITIONS = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4": (4, 4), "5-8": (5, 8), "9-16": (9, 16), "17+": (17, 1 << 62)}
+"""Places of a reasoning step in its response, counted from 1, that are looked at together: name -> first and last."""
 SATURATION_RANGE = (0.001, 0.999)
 """A probability outside counts as saturated: differences between such steps are noise of the number format."""
 
@@ -50,20 +54,38 @@ def score_metrics(
         score_space: What the step scores are; says when one is saturated.
 
     Returns:
-        `reward/what/reduction` -> number. Metrics that the batch says nothing of (an AUC where all answers are right,
-        anything of a PRM that is off) are left out.
+        `reward/what/reduction` -> number; numbers of the user's function as `reward/NAME/mean` where NAME is free.
+        Metrics that the batch says nothing of (an AUC where all answers are right, anything of a PRM that is off) are
+        left out.
     """
     if not scored:
         return {}
-    metrics = {"reward/rule_score/mean": float(np.mean([one.rule_score for one in scored]))}
-    metrics["reward/overlong_penalty/mean"] = float(np.mean([one.overlong_penalty for one in scored]))
+    metrics = _of_verdicts(scored)
     if all(one.prm_status == "off" for one in scored):
         return metrics
     metrics |= {f"prm/{flag}/share": _share(flag in one.flags for one in scored) for flag in FLAGS}
     metrics["prm/unscored/share"] = _share(one.prm_status == "failed" for one in scored)
     metrics["prm/retried/share"] = _share(one.prm_status == "retried" for one in scored)
-    metrics["prm/steps_per_response/mean"] = float(np.mean([len(one.step_scores) for one in scored]))
+    metrics["prm/steps_per_response/mean"] = float(np.mean([len(one.step_spans) for one in scored]))
+    num_steps = sum(len(one.step_spans) for one in scored)
+    if num_steps:
+        metrics["prm/repeated_steps/share"] = sum(one.num_repeated_steps for one in scored) / num_steps
     return metrics | _of_steps(scored, num_tokens, score_space)
+
+
+def _of_verdicts(scored: Sequence[ScoredResponse]) -> dict[str, float]:
+    """Describe what the rule, or the user's function, said."""
+    given: dict[str, list[float]] = defaultdict(list)
+    for one in scored:
+        for name, value in one.verdict.metrics.items():
+            given[name].append(value)
+    metrics = {f"reward/{name}/mean": float(np.mean(values)) for name, values in given.items()}
+    metrics["reward/rule_score/mean"] = float(np.mean([one.rule_score for one in scored]))
+    metrics["reward/overlong_penalty/mean"] = float(np.mean([one.overlong_penalty for one in scored]))
+    saying = [one.verdict for one in scored if one.verdict.says_predicted and one.verdict.status == "scored"]
+    if saying:
+        metrics["reward/no_answer/share"] = _share(not verdict.predicted for verdict in saying)
+    return metrics
 
 
 def _of_steps(scored: Sequence[ScoredResponse], num_tokens: Sequence[int], score_space: str) -> dict[str, float]:
@@ -74,18 +96,41 @@ def _of_steps(scored: Sequence[ScoredResponse], num_tokens: Sequence[int], score
     means = np.array([np.mean(one.step_scores, dtype=np.float64) for one, _ in kept])
     is_right = np.array([one.verdict.is_correct for one, _ in kept])
     steps = np.concatenate([one.step_scores for one, _ in kept]).astype(np.float64)
+    on_right = float(means[is_right].mean()) if is_right.any() else float("nan")
+    on_wrong = float(means[~is_right].mean()) if not is_right.all() else float("nan")
     metrics = {
         "prm/score/mean": float(steps.mean()),
         "prm/score/std": float(steps.std()),
         "prm/first_step/mean": float(np.mean([one.step_scores[0] for one, _ in kept])),
         "prm/last_step/mean": float(np.mean([one.step_scores[-1] for one, _ in kept])),
         "prm/tokens_per_step/mean": float(np.mean([count / len(one.step_scores) for one, count in kept])),
-        "prm/saturated_steps/share": _saturated(steps, score_space),
         "prm/auc/mean": auc(means, is_right),
-        "prm/on_right/mean": float(means[is_right].mean()) if is_right.any() else float("nan"),
-        "prm/on_wrong/mean": float(means[~is_right].mean()) if not is_right.all() else float("nan"),
+        "prm/on_right/mean": on_right,
+        "prm/on_wrong/mean": on_wrong,
+        "prm/right_minus_wrong/mean": on_right - on_wrong,
+        **_by_position([one.step_scores for one, _ in kept]),
     }
+    # a function's own numbers follow no score space
+    by_prm = [one.step_scores for one, _ in kept if "own_steps" not in one.flags]
+    if by_prm:
+        metrics["prm/saturated_steps/share"] = _saturated(np.concatenate(by_prm).astype(np.float64), score_space)
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def _by_position(step_scores: Sequence[np.ndarray]) -> dict[str, float]:
+    """Describe the scores by the step's place in its response, and those of last steps."""
+    places = np.concatenate([np.arange(1, len(scores) + 1) for scores in step_scores])
+    values = np.concatenate(step_scores).astype(np.float64)
+    chosen = {name: values[(places >= first) & (places <= last)] for name, (first, last) in POSITIONS.items()}
+    chosen["last"] = np.array([scores[-1] for scores in step_scores], dtype=np.float64)
+    metrics: dict[str, float] = {}
+    for name, found in chosen.items():
+        if len(found):
+            metrics |= {
+                f"prm/position/{name}/mean": float(found.mean()),
+                f"prm/position/{name}/std": float(found.std()),
+            }
+    return metrics
 
 
 def _saturated(steps: np.ndarray, score_space: str) -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def item(response: str, uid: str = "g", index: int = 0, truncated: bool = False)
     return RewardInput(uid, index, "t", prompt, response, starts, len(response) + 1, truncated, "4")
 
 
-def run(items, scorer=None, verifier=None, manager_settings=None, **settings):
-    manager = get_reward_manager_cls("naive")(manager_settings or ManagerSettings())
+def run(items, scorer=None, verifier=None, manager_settings=None, manager="naive", **settings):
+    manager = get_reward_manager_cls(manager)(manager_settings or ManagerSettings())
 
     async def go():
         reward_loop = RewardLoop(verifier or Verifier(), manager, scorer, LoopSettings(**settings))
@@ -231,6 +232,269 @@ def test_responses_of_another_batch_or_twice_are_refused_and_missing_ones_named(
         asyncio.run(go(item("x"), item("x")))
     with pytest.raises(ValueError, match=r"1 responses were never submitted.*\('g', 1\)"):
         asyncio.run(go(item("x")))
+
+
+# ---- groups settle when complete ----
+
+
+class GatedVerifier(Verifier):
+    """Waits for a gate before it judges a response that names it."""
+
+    def __init__(self, *gates: str) -> None:
+        super().__init__()
+        self.gates = {name: asyncio.Event() for name in gates}
+
+    async def verify(self, one: RewardInput) -> RuleVerdict:
+        for name, gate in self.gates.items():
+            if name in one.response:
+                await gate.wait()
+        return await super().verify(one)
+
+
+def test_a_group_is_told_when_it_is_complete_and_not_before():
+    async def go():
+        told = []
+        verifier = GatedVerifier("slow", "slowest")
+        reward_loop = RewardLoop(verifier, get_reward_manager_cls("naive")(ManagerSettings()), None, LoopSettings())
+        scoring = reward_loop.open_batch(["a", "b"], 2, on_group=told.append)
+        for one in [item("slowest 4", "a", 1), item("slow 4", "b", 0), item("4", "b", 1), item("5", "a", 0)]:
+            scoring.submit(one)
+        await asyncio.sleep(0.01)
+        assert told == []
+        verifier.gates["slow"].set()
+        await asyncio.sleep(0.01)
+        assert [group.uid for group in told] == ["b"]
+        verifier.gates["slowest"].set()
+        return told, await scoring.finish()
+
+    told, batch = asyncio.run(go())
+    assert [(g.uid, [r.index for r in g.responses], g.is_dropped) for g in told] == [
+        ("b", [0, 1], False),
+        ("a", [0, 1], False),
+    ]
+    assert list(batch.by_response) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)], "in the order of the groups"
+
+
+def test_a_group_is_settled_as_it_will_be_used():
+    groups = []
+
+    async def go():
+        reward_loop = RewardLoop(
+            Verifier(),
+            get_reward_manager_cls("naive")(ManagerSettings()),
+            FailingScorer(SCORER_TABLE),
+            LoopSettings(on_error="drop_group"),
+        )
+        scoring = reward_loop.open_batch(["a", "b"], 2, on_group=groups.append)
+        for one in two_groups("fail\n\nAnswer: 4"):
+            scoring.submit(one)
+        return await scoring.finish()
+
+    batch = asyncio.run(go())
+    assert {group.uid: group.is_dropped for group in groups} == {"a": True, "b": False}
+    assert all(batch.by_response[one.uid, one.index] is one for group in groups for one in group.responses)
+
+
+@pytest.mark.parametrize("trouble", ["prm", "rule", "group"])
+def test_stop_ends_at_once_refuses_more_and_gives_up_what_is_running(trouble):
+    """The other response would never be scored: only an end at once lets this test end."""
+    given_up = []
+
+    class Patient(GatedVerifier):
+        async def verify(self, one):
+            if trouble == "rule" and "fail" in one.response:
+                return RuleVerdict(0.0, False, status="timeout", detail="took too long")
+            try:
+                return await super().verify(one)
+            except asyncio.CancelledError:
+                given_up.append(one.uid)
+                raise
+
+    def refuse(group):
+        raise RuntimeError(f"no use for {group.uid}")
+
+    async def go():
+        scorer = FailingScorer(SCORER_TABLE) if trouble == "prm" else None
+        manager = get_reward_manager_cls("naive")(ManagerSettings(is_custom=trouble == "rule"))
+        reward_loop = RewardLoop(Patient("never"), manager, scorer, LoopSettings(on_error="stop"))
+        scoring = reward_loop.open_batch(["a", "b", "c"], 1, on_group=refuse if trouble == "group" else None)
+        scoring.submit(item("never", "a"))
+        scoring.submit(item("fail\n\n4", "b"))
+        await asyncio.sleep(0.01)
+        with pytest.raises((RewardFailedError, RuntimeError)) as at_once:
+            scoring.submit(item("good", "c"))
+        with pytest.raises((RewardFailedError, RuntimeError)) as at_the_end:
+            await scoring.finish()
+        return str(at_once.value), str(at_the_end.value)
+
+    at_once, at_the_end = asyncio.run(asyncio.wait_for(go(), 10))
+    assert at_once == at_the_end
+    expected = {"prm": "gone; no score", "rule": "the reward function: took too long", "group": "no use for b"}
+    assert expected[trouble] in at_once
+    assert given_up == ["a"]
+
+
+def test_finish_waiting_sees_a_failure_that_comes_later():
+    async def go():
+        verifier = GatedVerifier("fail")
+        manager = get_reward_manager_cls("naive")(ManagerSettings(is_custom=True))
+        verifier.status = "error"
+        reward_loop = RewardLoop(verifier, manager, None, LoopSettings(on_error="stop"))
+        scoring = reward_loop.open_batch(["a"], 1)
+        scoring.submit(item("fail", "a"))
+        finish = asyncio.create_task(scoring.finish())
+        await asyncio.sleep(0.01)
+        assert not finish.done()
+        verifier.gates["fail"].set()
+        await finish
+
+    with pytest.raises(RewardFailedError, match="uid=a index=0"):
+        asyncio.run(go())
+
+
+# ---- managers that change who is asked what ----
+
+
+class WholeBatch:
+    """Judges a batch by the rank of its lengths; the longest is right."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[list[tuple[str, int]]] = []
+        self.error = error
+
+    async def verify_batch(self, items):
+        self.calls.append([(one.uid, one.index) for one in items])
+        if self.error is not None:
+            raise self.error
+        longest = max(len(one.response) for one in items)
+        return [RuleVerdict(len(one.response) / longest, len(one.response) == longest) for one in items]
+
+
+CUSTOM = ManagerSettings(is_custom=True)
+
+
+def test_batch_asks_once_when_the_last_response_is_there_group_by_group():
+    verifier = WholeBatch()
+
+    async def go():
+        scorer = TableScorer({})
+        reward_loop = RewardLoop(verifier, get_reward_manager_cls("batch")(CUSTOM), scorer, LoopSettings())
+        scoring = reward_loop.open_batch(["a", "b"], 2)
+        for one in [item("xx", "b", 1), item("x", "a", 1), item("xxxx", "b", 0)]:
+            scoring.submit(one)
+        await asyncio.sleep(0.01)
+        assert verifier.calls == [] and len(scorer.requests) == 3, "the PRM does not wait"
+        scoring.submit(item("xxx", "a", 0))
+        return await scoring.finish()
+
+    batch = asyncio.run(asyncio.wait_for(go(), 10))
+    assert verifier.calls == [[("a", 0), ("a", 1), ("b", 0), ("b", 1)]]
+    assert [one.rule_score for one in batch.by_response.values()] == [0.75, 0.25, 1.0, 0.5]
+
+
+def test_an_error_of_the_batch_call_reaches_the_trainer():
+    with pytest.raises(RuntimeError, match="pool is closed"):
+        run([item("x", index=n) for n in range(3)], None, WholeBatch(RuntimeError("pool is closed")), CUSTOM, "batch")
+
+
+class StepJudge:
+    """A custom function of the manager `process`: what it gives for a response."""
+
+    def __init__(self, *given, status="scored") -> None:
+        self.given, self.status = list(given), status
+        self.seen: list[RewardInput] = []
+
+    async def verify(self, one):
+        self.seen.append(one)
+        ends, scores = self.given[one.index]
+        return RuleVerdict(1.0, True, status=self.status, detail="why", step_scores=scores, step_char_ends=ends)
+
+
+TEXT = "one\n\ntwo\n\nthree"
+
+
+def test_process_shows_the_steps_and_takes_their_scores_in_place_of_the_prm():
+    judge, prm = StepJudge((None, (0.5, -3.0, 7.0))), TableScorer({})
+    scored = run([item(TEXT)], prm, judge, CUSTOM, "process").by_response["g", 0]
+    assert judge.seen[0].extra_info["reasoning_steps"] == ["one\n\n", "two\n\n", "three"]
+    assert prm.requests == []
+    assert scored.step_scores.tolist() == [0.5, -3.0, 7.0] and scored.traj_score == 7.0
+    assert scored.step_ends.tolist() == [4, 9, 14]
+    assert (scored.prm_status, scored.flags) == ("scored", ("own_steps",))
+
+
+def test_process_takes_steps_of_the_functions_own():
+    result = run([item(TEXT), item(TEXT, index=1)], None, StepJudge(((3, 15), (1, 2)), ((4,), (9,))), CUSTOM, "process")
+    whole, part = (result.by_response["g", n] for n in range(2))
+    assert (whole.step_spans, whole.step_ends.tolist()) == (((0, 3), (3, 15)), [2, 14])
+    assert (part.step_spans, part.step_ends.tolist()) == (((0, 4),), [3]), "the text behind belongs to no step"
+    assert "one_step" in part.flags
+
+
+def test_process_with_a_prm_and_no_step_scores_is_naive():
+    items = [item("good\n\nbad\n\nAnswer: 4"), item("bad\n\nAnswer: 5", index=1)]
+    silent = run(items, TableScorer(SCORER_TABLE), StepJudge((None, None), (None, None)), CUSTOM, "process")
+    shipped = run(items, TableScorer(SCORER_TABLE), manager="process")
+    naive = run(items, TableScorer(SCORER_TABLE))
+    for key, expected in naive.by_response.items():
+        for found in (silent.by_response[key], shipped.by_response[key]):
+            assert found.step_scores.tolist() == expected.step_scores.tolist()
+            assert (found.prm_status, found.flags) == (expected.prm_status, expected.flags)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (None, (1.0,)),
+        (None, None),
+        ((4, 16), (1.0, 1.0)),
+        ((4, 400), (1.0, 1.0)),
+    ],
+)
+def test_step_scores_that_fit_no_step_count_as_a_failed_prm(given):
+    items = [item(TEXT), item(TEXT, index=1)]
+    judge = StepJudge(given, (None, (1.0, 1.0, 1.0)))
+    result = run(items, None, judge, CUSTOM, "process")
+    assert result.metrics["reward/prm_failed/count"] == 1
+    assert [one.prm_status for one in result.by_response.values()] == ["failed", "failed"], "no group of two scales"
+    assert run(items, None, judge, CUSTOM, "process", on_error="drop_group").dropped_groups == {"g"}
+    with pytest.raises(RewardFailedError, match="uid=g index=0.*step scores"):
+        run(items, None, judge, CUSTOM, "process", on_error="stop")
+
+
+def test_a_step_in_which_no_token_begins_is_refused():
+    one = item(TEXT)
+    coarse = dataclasses.replace(one, token_starts=np.array([0, 5, 10]), num_tokens=3)
+    result = run([coarse], None, StepJudge(((2, 4, 15), (1.0, 1.0, 1.0))), CUSTOM, "process")
+    assert result.by_response["g", 0].prm_status == "failed"
+
+
+def test_a_process_function_that_fails_is_counted_once():
+    result = run([item(TEXT)], None, StepJudge((None, None), status="error"), CUSTOM, "process")
+    assert (result.metrics["reward/rule_error/count"], result.metrics["reward/prm_failed/count"]) == (1, 0)
+    assert result.dropped_groups == {"g"}
+
+
+def test_an_empty_response_of_a_process_function_is_empty_not_failed():
+    scored = run([item(" ")], None, StepJudge((None, None)), CUSTOM, "process").by_response["g", 0]
+    assert (scored.prm_status, len(scored.step_scores)) == ("scored", 0)
+    assert "empty" in scored.flags
+
+
+def test_prime_trains_on_what_could_not_be_judged_as_wrong_and_counts_it():
+    result = run(
+        [item("4"), item("4", index=1)], verifier=Verifier("timeout"), manager_settings=CUSTOM, manager="prime"
+    )
+    assert [one.rule_score for one in result.by_response.values()] == [-1.0, -1.0]
+    assert result.dropped_groups == frozenset()
+    assert result.metrics["reward/rule_timeout/count"] == 2
+
+
+def test_repeated_steps_are_counted():
+    text = "So x = 1.\n\nso  X = 1.\n\nStep 3: so x = 1.\n\nso x = 2.\n\n4. so x = 1."
+    scored = run([item(text)], TableScorer({})).by_response["g", 0]
+    assert (scored.num_repeated_steps, "repeated" in scored.flags) == (3, True)
+    assert run([item(TEXT)], TableScorer({})).by_response["g", 0].num_repeated_steps == 0
 
 
 def test_unknown_policy():

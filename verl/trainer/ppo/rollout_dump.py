@@ -29,7 +29,8 @@ def dump_rollouts(folder: Path, step: int, batch: DataProto, scored: Sequence[Sc
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step}.jsonl"
-    with path.open("w", encoding="utf-8") as file:
+    # what a custom function calls the answer may hold half a character pair: it is written as JSON's own escape
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for row, record in enumerate(scored):
             file.write(json.dumps(_row(step, batch, row, record), ensure_ascii=False) + "\n")
     return path
@@ -52,10 +53,12 @@ def _row(step: int, batch: DataProto, row: int, record: ScoredResponse) -> dict[
         "rule_status": record.verdict.status,
         "rule_detail": record.verdict.detail,
         "rule_score": _number(record.rule_score),
+        "rule_metrics": dict(record.verdict.metrics),
         "overlong_penalty": record.overlong_penalty,
         "prm_status": record.prm_status,
         "traj_score": _number(record.traj_score),
         "steps": _steps(text, columns["advantages"][row], columns["token_level_scores"][row], record),
+        "num_repeated_steps": record.num_repeated_steps,
         "flags": list(record.flags),
         "finish_reason": objects["finish_reason"][row],
         "num_tokens": int(mask.sum()),

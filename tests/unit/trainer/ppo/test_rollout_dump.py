@@ -39,13 +39,14 @@ def scored(**changes: Any) -> list[ScoredResponse]:
     first = {
         "uid": "s-0",
         "index": 1,
-        "verdict": RuleVerdict(1.0, True, "2"),
+        "verdict": RuleVerdict(1.0, True, "2", metrics={"format": 0.5}),
         "rule_score": 1.0,
         "step_spans": ((0, 4), (4, 8)),
         "step_ends": np.array([1, 3]),
         "step_scores": np.array([0.25, 0.75], np.float32),
         "traj_score": 0.75,
         "prm_status": "retried",
+        "num_repeated_steps": 1,
         "flags": ("windowed",),
     } | changes
     verdict = RuleVerdict(0.0, False, None, "timeout", "10 s")
@@ -76,6 +77,7 @@ def test_a_row_holds_the_response_with_its_steps(tmp_path: Path) -> None:
         "rule_status": "scored",
         "rule_detail": "",
         "rule_score": 1.0,
+        "rule_metrics": {"format": 0.5},
         "overlong_penalty": 0.0,
         "prm_status": "retried",
         "traj_score": 0.75,
@@ -83,6 +85,7 @@ def test_a_row_holds_the_response_with_its_steps(tmp_path: Path) -> None:
             {"text": "Añ\n\n", "score": 0.25, "end_token": 1, "reward": 0.25, "advantage": 2.0},
             {"text": "so 2", "score": 0.75, "end_token": 3, "reward": 1.5, "advantage": 6.0},
         ],
+        "num_repeated_steps": 1,
         "flags": ["windowed"],
         "finish_reason": "stop",
         "num_tokens": 4,
@@ -120,3 +123,9 @@ def test_a_response_without_tokens_has_no_mean(tmp_path: Path) -> None:
 def test_steps_and_ends_that_disagree_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         dump_rollouts(tmp_path, 1, batch(), scored(step_ends=np.array([1])))
+
+
+def test_half_a_character_pair_ends_no_run(tmp_path: Path) -> None:
+    """A custom function may call anything the answer; UTF-8 cannot hold this, JSON can."""
+    path = dump_rollouts(tmp_path, 1, batch(), scored(verdict=RuleVerdict(1.0, True, "2\ud800")))
+    assert read(path)[0]["predicted"] == "2\ud800"
