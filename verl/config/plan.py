@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl.config.batch_plan import BatchPlan, SupervisedBatchPlan
+from verl.config.generation import GenerationConfig
 from verl.config.memory import MemoryItem, prm_memory, rollout_memory, training_memory
 from verl.config.model_shape import ModelShape, read_shape
 from verl.config.placement import Placement, place
@@ -154,3 +155,27 @@ def supervised_plan_text(config: SFTTrainerConfig | PRMTrainerConfig) -> str:
     size = f"{shape.num_params:.3g} parameters" if shape is not None else f"size unknown: {unknown}"
     head = f"  model: {config.model.path} ({size})\n  ranks: {config.trainer.nnodes} x {config.trainer.n_gpus_per_node}"
     return f"Plan of the run\n\n{head}\n\n{SupervisedBatchPlan.from_config(config).table()}"
+
+
+def generation_plan_text(config: GenerationConfig) -> str:
+    """Write the plan of a run that only samples.
+
+    Args:
+        config: A checked root.
+
+    Returns:
+        Model, servers and sampling as text.
+    """
+    shape, unknown = read_shape(config.model.path, {})
+    size = f"{shape.num_params:.3g} parameters" if shape is not None else f"size unknown: {unknown}"
+    rollout = config.rollout
+    sampled = f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g}" if rollout.temperature else "greedy"
+    tp = rollout.tensor_model_parallel_size
+    lines = (
+        f"model: {config.model.path} ({size})",
+        f"prompts: {', '.join(config.data.path)}, up to {config.data.max_prompt_length} tokens each",
+        f"responses: {config.n_samples} per prompt, up to {config.data.max_response_length} tokens, {sampled}",
+        f"servers: {config.trainer.num_devices // tp} x {rollout.name}, {tp} device(s) each",
+        f"output: {config.output}",
+    )
+    return "Plan of the run\n\n" + "\n".join(f"  {line}" for line in lines)

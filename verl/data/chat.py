@@ -39,18 +39,19 @@ def read_messages(row: Row, column: str, key: str) -> list[Message]:
     return [dict(message) for message in messages]
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, key: str = "actor_rollout_ref.model.path") -> None:
     """Refuse a tokenizer that cannot write a chat.
 
     Args:
         tokenizer: The policy's tokenizer.
+        key: Configuration key that names it, for the message.
 
     Raises:
         UserError: It has no chat template.
     """
     if not tokenizer.chat_template:
         raise UserError.for_key(
-            "actor_rollout_ref.model.path",
+            key,
             tokenizer.name_or_path,
             "this tokenizer has no chat template, so chat messages cannot become a prompt",
             "Use an instruct model, or put a chat_template.jinja beside its tokenizer.json",
