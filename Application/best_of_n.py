@@ -4,7 +4,11 @@
   python3 Application/best_of_n.py --candidates responses.jsonl --prm Gen-Verse/ReasonFlux-PRM-7B --output outputs/bon
   python3 Application/best_of_n.py --candidates scored.jsonl --label-column is_correct --output outputs/bon
 
-Candidates come from a file, a row per problem with lists (`responses`) or a row per response (what score.py writes).
+  python3 Application/best_of_n.py --prompts test.parquet --policy Qwen/Qwen2.5-7B-Instruct --samples 16 \\
+      --prm Gen-Verse/ReasonFlux-PRM-7B --output outputs/bon
+
+Candidates come from a file, a row per problem with lists (`responses`) or a row per response (what score.py writes); or
+they are sampled from --policy by verl.trainer.main_generation (into candidates.jsonl).
 Scores are in the file or come from --prm. What is right is said by a column of labels, else by the rule scorers of the
 rows' data_source. Methods:
 
@@ -42,6 +46,7 @@ from prm_tools.candidates import (
 )
 from prm_tools.charts import draw_curves
 from prm_tools.program import run_program, show_table, write_json
+from prm_tools.sampling import Sampling, sample_candidates
 from prm_tools.score_job import ScoreJob, score_file
 from prm_tools.scoring import PRMOptions, add_eq11_options, add_prm_options, eq11, eq11_rule
 from prm_tools.tables import first_values, write_table
@@ -54,23 +59,53 @@ from verl.utils.errors import UserError
 _SHOWN_FAULTS = 5
 
 
-def score_candidates(args: argparse.Namespace, columns: CandidateColumns, folder: Path) -> CandidateColumns:
-    """Score all candidates of the file with the PRM; changes `args.candidates` to the scored file.
+def sample(args: argparse.Namespace, folder: Path) -> str:
+    """Have candidates sampled where prompts are given.
 
     Args:
         args: Command line.
-        columns: Columns of the file.
+        folder: Gets candidates.jsonl.
+
+    Returns:
+        File of candidates.
+
+    Raises:
+        UserError: There is no policy, or sampling was refused.
+    """
+    if args.candidates is not None:
+        return str(args.candidates)
+    if args.policy is None:
+        raise UserError.for_key("--policy", None, "--prompts needs a model that answers them", "Name its folder")
+    if args.samples < 1:
+        raise UserError.for_key("--samples", args.samples, "must be at least 1", "Leave it out for 8")
+    output = folder / "candidates.jsonl"
+    sampling = Sampling(args.prompts, args.problem_column, args.policy, args.samples, args.generate)
+    sample_candidates(sampling, output, args.overwrite)
+    return str(output)
+
+
+def score_candidates(
+    args: argparse.Namespace, file: str, columns: CandidateColumns, folder: Path
+) -> tuple[str, CandidateColumns]:
+    """Score all candidates of a file where a PRM is given.
+
+    Args:
+        args: Command line.
+        file: The file.
+        columns: Its columns.
         folder: Gets scored.jsonl.
 
     Returns:
-        Columns of the scored file.
+        The file to go on with, and its columns.
     """
-    where = find_layout(first_values(args.candidates, KEY), args.candidates, columns)
+    if args.prm is None:
+        return file, columns
+    where = find_layout(first_values(file, KEY), file, columns)
     prm = PRMOptions.of(args)
-    scored = folder / "scored.jsonl"
+    scored = str(folder / "scored.jsonl")
     job = ScoreJob(
-        input=args.candidates,
-        output=str(scored),
+        input=file,
+        output=scored,
         columns=where,
         prm=prm,
         rule=eq11_rule(args, prm.score_space),
@@ -80,8 +115,7 @@ def score_candidates(args: argparse.Namespace, columns: CandidateColumns, folder
     )
     report = score_file(job)
     print(f"{report['scored']} of {report['rows']} candidates scored, {report['failed']} failed -> {scored}")
-    args.candidates = str(scored)
-    return replace(columns, layout="long", problem=where.problem, response=where.response)
+    return scored, replace(columns, layout="long", problem=where.problem, response=where.response)
 
 
 def build_ballots(
@@ -187,7 +221,18 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--candidates", required=True, metavar="FILE", help="JSON Lines or parquet")
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument("--candidates", metavar="FILE", help="JSON Lines or parquet with answers")
+    sources.add_argument("--prompts", metavar="FILE", help="JSON Lines or parquet without answers: --policy gives them")
+    add("--policy", metavar="PATH", help="folder or hub name of the model that answers --prompts")
+    add("--samples", type=int, default=8, metavar="N", help="answers per prompt (default: 8)")
+    add(
+        "--generate",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further arguments of verl.trainer.main_generation, such as data.max_response_length=2048",
+    )
     add("--output", required=True, metavar="FOLDER", help="gets results.json, accuracy.png and chosen.jsonl")
     add("--aggregations", metavar="A,B", help="of step scores: last, min, mean, product (default: all)")
     add("--over-n", choices=OVER_N, default="subsets", help="which N of the M candidates (default: %(default)s)")
@@ -229,10 +274,8 @@ def main(args: argparse.Namespace) -> None:
         prefix=args.prefix,
     )
     rule = eq11_rule(args, args.score_space)
-    given = args.candidates
-    if args.prm is not None:
-        columns = score_candidates(args, columns, folder)
-    found = read_candidates(args.candidates, columns)
+    given = sample(args, folder)
+    found = read_candidates(*score_candidates(args, given, columns, folder))
     _tell_faults(found.faults)
     names = choose_aggregations(found.problems, args.aggregations)
     ballots = build_ballots(found.problems, judge(args, found.problems), names, rule)

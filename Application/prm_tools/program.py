@@ -48,7 +48,8 @@ def run_program(
     )
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    # a cluster ends jobs by SIGTERM: leave through the ordinary exit, which ends Ray and engines
+    before = signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         work(parser.parse_args(argv))
     except UserError as error:
@@ -57,6 +58,8 @@ def run_program(
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return SUCCESS
 
 
