@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,8 +125,10 @@ class AdvantageInputs:
         Returns:
             The same inputs with the other responses gone.
         """
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: value[rows] for name, value in tensors.items()})
+        cut: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **cut)
 
     def require(self, *names: str) -> None:
         """Refuse to go on without some optional columns.

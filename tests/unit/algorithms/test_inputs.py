@@ -94,3 +94,19 @@ def test_impossible_steps_are_refused(changes, message):
 def test_require_names_what_is_missing():
     with pytest.raises(ValueError, match=r"\['rule_scores'\]"):
         inputs_with(**step_columns()).require("step_scores", "rule_scores")
+
+
+def test_steps_stand_at_the_left_in_the_order_of_their_ends():
+    with pytest.raises(ValueError, match="gap"):
+        inputs_with(**step_columns(step_mask=torch.tensor([[False, True], [True, False]])))
+    both = torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="go back"):
+        inputs_with(**step_columns(step_mask=both, step_ends=torch.tensor([[2, 1], [1, 1]])))
+    inputs_with(**step_columns(step_mask=both, step_ends=torch.tensor([[0, 1], [1, 1]])))
+
+
+def test_rows_are_left_out_of_every_tensor():
+    inputs = inputs_with(**step_columns(), rule_scores=torch.tensor([1.0, 2.0]), beta=0.3)
+    second = inputs.only(torch.tensor([False, True]))
+    assert second.rule_scores.tolist() == [2.0] and second.step_scores.tolist() == [[1.0, 0.0]]
+    assert second.response_mask.shape == (1, 3) and second.beta == 0.3 and second.is_correct is None

@@ -11,7 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl.algorithms.masked import masked_mean, masked_sum, masked_whiten, normalise_in_groups, sums_to_the_right
+from verl.algorithms.masked import (
+    masked_mean,
+    masked_sum,
+    masked_whiten,
+    means_of_the_others,
+    minus_the_others,
+    normalise_in_groups,
+    sums_to_the_right,
+    weighted_group_means,
+)
 
 NAN = float("nan")
 
@@ -95,3 +104,15 @@ def test_what_the_mask_hides_neither_counts_nor_spoils():
 
 def test_sums_to_the_right():
     assert sums_to_the_right(torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 8.0]])).tolist() == [[7, 6, 4], [8, 8, 8]]
+
+
+def test_the_others_of_a_group():
+    values, groups = torch.tensor([1.0, 5.0, 4.0, 9.0]), torch.tensor([2, 0, 2, 2])
+    others, has_others = means_of_the_others(values, groups)
+    assert others.tolist() == [6.5, 0.0, 5.0, 2.5] and has_others.tolist() == [True, False, True, True]
+    assert minus_the_others(values, groups).tolist() == [-5.5, 0.0, -1.0, 6.5]
+
+
+def test_means_by_weight():
+    values, groups = torch.tensor([1.0, 5.0, 4.0]), torch.tensor([2, 0, 2])
+    assert weighted_group_means(values, torch.tensor([1, 0, 2]), groups).tolist() == [3.0, 0.0, 3.0]
