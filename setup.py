@@ -88,7 +88,12 @@ def settings(package_root: str = ".") -> dict[str, Any]:
             "gpu": [gpu["vllm"], gpu["nvidia-ml-py"]],
             "test": [test[name] for name in TEST],
         },
-        "entry_points": {"vllm.general_plugins": ["verl_weight_sync = verl.weight_sync.vllm_plugin:register"]},
+        "entry_points": {
+            "vllm.general_plugins": [
+                "verl_step_head = verl.workers.vllm_plugin:register",
+                "verl_weight_sync = verl.weight_sync.vllm_plugin:register",
+            ]
+        },
     }
 
 

@@ -68,8 +68,11 @@ def test_setup_finds_the_packages(folder: Path, package_root: str) -> None:
 
 
 def test_plugin_entry_point_resolves() -> None:
-    found = importlib.metadata.entry_points(group="vllm.general_plugins", name="verl_weight_sync")
-    assert {each.value for each in found} == {"verl.weight_sync.vllm_plugin:register"}
+    found = {each for each in importlib.metadata.entry_points(group="vllm.general_plugins") if "verl" in each.name}
+    assert {each.name: each.value for each in found} == {
+        "verl_step_head": "verl.workers.vllm_plugin:register",
+        "verl_weight_sync": "verl.weight_sync.vllm_plugin:register",
+    }
 
 
 def test_library_imports_only_declared_packages() -> None:
