@@ -84,3 +84,23 @@ def test_two_ranks_with_transformers_generation_resume_where_they_stopped(assets
     assert "resumed from" in second.stderr and "at training step 2" in second.stderr
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
     assert (tmp_path / "checkpoints" / "global_step_3").is_dir()
+
+
+def test_remax_samples_a_greedy_answer_per_prompt_and_an_alarm_ends_the_run(assets: Path, tmp_path: Path) -> None:
+    done = train(
+        [
+            *run_arguments(assets, tmp_path),
+            *with_prm(assets),
+            "actor_rollout_ref.rollout.name=hf",
+            "reward_model.process_reward.backend=hf",
+            "algorithm.adv_estimator=remax",
+            "trainer.val_before_train=False",
+            "reward_model.alarms.patience=1",  # a random policy writes no answers
+            "reward_model.alarms.stop_on=[no_answer]",
+        ]
+    )
+    assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "alarm no_answer at step 1" in done.stderr and "Traceback" not in done.stderr
+    [row] = read_rows(tmp_path / "metrics.jsonl")
+    assert row["step"] == 1 and row["alarm/no_answer"] == 1.0 and row["actor/grad_norm"] > 0
+    assert len(read_rows(tmp_path / "rollouts" / "1.jsonl")) == 16  # greedy answers are no training rows

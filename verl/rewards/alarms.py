@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from verl.config.alarms import AlarmsConfig
+from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ BASELINE_STEPS = 10
 Kind = Literal["above", "below", "growth"]
 
 
-class AlarmStopError(RuntimeError):
-    """An alarm with action `stop` has begun."""
+class AlarmStopError(UserError):
+    """An alarm with action `stop` has begun: somebody has to look at the run."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class AlarmRule:
     Args:
         name: Its name.
         metric: The metric it watches.
-        kind: `above` the threshold; `below`: at or below it; `growth`: above so many times the mean of the metric's first
-            `BASELINE_STEPS` values.
+        kind: `above` the threshold; `below`: at or below it; `growth`: above so many times the mean of the metric's
+            first `BASELINE_STEPS` values.
         threshold: The number compared with.
         action: `warn` or `stop`.
         patience: Training steps in a row.

@@ -17,6 +17,7 @@ from typing import Any
 
 from verl.config import PPOTrainerConfig
 from verl.protocol import DataProto
+from verl.rewards.alarms import AlarmBoard, alarm_rules
 from verl.rewards.loop import ScoredBatch
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import to_batch
@@ -78,6 +79,7 @@ class RayPPOTrainer:
         self.validator = Validator(config, runtime.loop, runtime.stream, runtime.verifier)
         self.rollout_stage = RolloutStage(config, runtime)
         self.reward_stage = RewardStage(config)
+        self.alarms = AlarmBoard(alarm_rules(config.reward_model.alarms, config.reward_model.process_reward.mode))
         self._batches = self._endless_batches()
 
     # ---- the loop ----
@@ -97,6 +99,8 @@ class RayPPOTrainer:
             return last_val
         while self.global_steps < self.total_steps:
             metrics = self.train_step(next(self._batches))
+            alarms = self.alarms.check(self.global_steps, metrics)
+            metrics |= self.alarms.metrics()
             is_last = self.global_steps == self.total_steps
             if self.val_loader is not None and (is_last or _is_due(self.global_steps, trainer.test_freq)):
                 last_val = self._validate()
@@ -104,6 +108,7 @@ class RayPPOTrainer:
             if (is_last and trainer.save_freq != 0) or _is_due(self.global_steps, trainer.save_freq):
                 metrics |= self._save()
             self.tracker.write(self.global_steps, metrics)
+            self.alarms.raise_for(alarms)
         if trainer.export_hf:
             self.runtime.actor.export_hf(str(self.hf_dir))
         return last_val
@@ -231,6 +236,7 @@ class RayPPOTrainer:
                 "global_steps": self.global_steps,
                 "policy_version": self.policy_version,
                 "kl_coef": self.reward_stage.kl_controller.value,
+                "alarms": self.alarms.state_dict(),
             }
             write_trainer_state(folder, state, self.train_loader.state_dict())
             logger.info("checkpoint written: %s", self.folders.commit(self.global_steps))
@@ -244,6 +250,8 @@ class RayPPOTrainer:
         self.global_steps = int(state["global_steps"])
         self.policy_version = int(state["policy_version"])
         self.reward_stage.kl_controller.value = float(state["kl_coef"])
+        if "alarms" in state:  # checkpoints of 0.1 have none
+            self.alarms.load_state_dict(state["alarms"])
         self.train_loader.load_state_dict(data_state)
         self.runtime.actor.load_checkpoint(str(folder))
         logger.info("resumed from %s at training step %d", folder, self.global_steps)
