@@ -136,6 +136,20 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
             "reward_model.reward_manager='prime': has no overlong penalty",
             ["reward_model.reward_manager=process", *WITH_PRM],
         ),
+        # alarms
+        (["reward_model.alarms.empty=1"], "a share is never above 1", ["reward_model.alarms.empty=null"]),
+        (
+            ["reward_model.alarms.steps_growth=1.0"],
+            "reward_model.alarms.steps_growth=1.0: must be above 1",
+            ["reward_model.alarms.steps_growth=1.5"],
+        ),
+        (["reward_model.alarms.auc=1.5"], "at most 1", ["reward_model.alarms.auc=0.0"]),
+        (["reward_model.alarms.stop_on=[repeats]"], "allowed: repeated_steps | empty", []),
+        (
+            ["reward_model.alarms.stop_on=[auc,empty]", "reward_model.alarms.auc=null"],
+            "auc is off",
+            ["reward_model.alarms.stop_on=[auc,empty]"],
+        ),
         # overlong penalty
         (
             ["reward_model.overlong_buffer.enable=True", "reward_model.overlong_buffer.len=128"],

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
 
-from verl.rewards.loader import FunctionSpec
+from verl.rewards.loader import FunctionSpec, RuleItem
 from verl.rewards.rule_pool import RuleVerifierPool
+from verl.rewards.rule_worker import WorkerSetup
 from verl.rewards.types import RewardInput
 from verl.utils.errors import UserError
 
@@ -93,6 +95,133 @@ def test_hostile_answers_end_in_a_verdict_that_is_not_correct():
     assert all(v.detail for v in verdicts if v.status != "scored")
     assert sum(counts[status] for status in ("scored", "timeout", "error")) == len(hostile)
     assert time.monotonic() - start < 2.0 * len(hostile) + 60
+
+
+SLOW = [r"9^{9^{9^{9^9}}}", r"((((9!)!)!)!)!", r"\binom{10^{12}}{5\cdot 10^{11}}", r"(a+b+c+d+e)^{400}"]
+QUICK = [
+    r"\left(" * 150 + "34" + r"\right)" * 150,
+    "{}" * 50_000,
+    r"\boxed{" * 14_000,
+    r"\text{" * 20_000,
+    "$" * 100_000,
+    "\\" * 100_000,
+    "Answer: " * 20_000,
+    "9" * 100_000,
+    "9" * 450 + r"\cdot " + "9" * 450,
+    "\x00" * 50_000,
+    "3\x004",
+    "\ud83d",
+    "3" + "\u0301" * 100_000,
+    "\u202e43",
+    "\U0001f468\u200d" * 20_000,
+    "x=" * 400 + "43",
+    "(-\\infty," * 20,
+]
+
+
+def test_after_each_hostile_answer_the_same_worker_slot_judges_rightly():
+    """One worker only: whatever an answer does to it, the next verdict is a right one, and none is lost."""
+
+    async def run():
+        async with RuleVerifierPool(1, 1.5) as pool:
+            verdicts = []
+            for hostile in [*SLOW, *QUICK]:
+                verdicts.append(await pool.verify(reward_input(f"Answer: {hostile}")))
+                after = await pool.verify(reward_input("Answer: 34"))
+                assert (after.status, after.is_correct) == ("scored", True), hostile[:40]
+            return verdicts, pool.counts
+
+    verdicts, counts = asyncio.run(run())
+    assert not any(verdict.is_correct for verdict in verdicts)
+    assert [verdict.status for verdict in verdicts[: len(SLOW)]] == ["timeout"] * len(SLOW)
+    assert counts["timeout"] == counts["restarts"] >= len(SLOW)
+    assert sum(counts[status] for status in ("scored", "timeout", "error")) == 2 * len(verdicts)
+
+
+def test_a_worker_keeps_to_its_memory_and_lives_on(tmp_path):
+    """The worker's own program, told a limit as the pool tells it one for the shipped scorers."""
+    path = tmp_path / "hungry.py"
+    path.write_text("def compute_score(solution_str, **rest): return len(bytes(int(solution_str)))\n")
+    ours, theirs = Pipe()
+    with theirs:
+        command = [sys.executable, "-m", "verl.rewards.rule_worker", str(theirs.fileno())]
+        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
+    with ours, process:
+        ours.send(WorkerSetup(60.0, 3 << 30, FunctionSpec(str(path))))
+        assert ours.recv() == ""
+        answers = []
+        for size in (10, 4 << 30, 20):
+            ours.send([RuleItem("x", str(size), "", {})])
+            answers += ours.recv()
+        ours.close()
+        assert process.wait(timeout=20) == 0
+    assert [(one.status, one.score) for one in answers] == [("scored", 10.0), ("error", 0.0), ("scored", 20.0)]
+    assert answers[1].detail.startswith("MemoryError")
+
+
+BATCH = """
+import os, time
+
+calls = 0
+
+def compute_score(data_sources, solution_strs, ground_truths, extra_infos):
+    global calls
+    calls += 1
+    if "hang" in solution_strs:
+        time.sleep(600)
+    if "raise" in solution_strs:
+        raise KeyError("no such thing")
+    if "crash" in solution_strs:
+        os._exit(7)
+    if "short" in solution_strs:
+        return [1.0]
+    ranked = sorted(solution_strs)
+    return [{"score": ranked.index(s), "calls": calls} if s != "bad" else "bad" for s in solution_strs]
+"""
+
+
+@pytest.fixture
+def batch_function(tmp_path):
+    path = tmp_path / "my_batch_reward.py"
+    path.write_text(BATCH)
+    return FunctionSpec(str(path), takes_batch=True)
+
+
+def judge_batches(function, *batches, timeout_s=20.0):
+    async def run():
+        async with RuleVerifierPool(1, timeout_s, function) as pool:
+            return [await pool.verify_batch([reward_input(text) for text in batch]) for batch in batches], pool.counts
+
+    return asyncio.run(run())
+
+
+def test_a_batch_is_judged_in_one_call(batch_function):
+    (first, second), counts = judge_batches(batch_function, ["c", "a", "b"], ["z"])
+    assert [(v.score, v.metrics["calls"]) for v in first] == [(2.0, 1.0), (0.0, 1.0), (1.0, 1.0)]
+    assert [(v.score, v.metrics["calls"]) for v in second] == [(0.0, 2.0)]
+    assert counts == {"scored": 4, "timeout": 0, "error": 0, "restarts": 0}
+
+
+def test_one_unreadable_result_spoils_its_own_response_alone(batch_function):
+    (verdicts,), _ = judge_batches(batch_function, ["a", "bad", "c"])
+    assert [v.status for v in verdicts] == ["scored", "error", "scored"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "detail", "restarts"),
+    [
+        ("hang", "timeout", "within 1.5 s", 1),
+        ("raise", "error", "KeyError: 'no such thing'", 0),
+        ("crash", "error", "exit code 7", 2),
+        ("short", "error", "1 results for a batch of 3", 0),
+    ],
+)
+def test_a_batch_call_that_fails_is_the_verdict_on_all_of_it(batch_function, trouble, status, detail, restarts):
+    (failed, after), counts = judge_batches(batch_function, ["a", trouble, "c"], ["b", "a"], timeout_s=1.5)
+    assert [v.status for v in failed] == [status] * 3
+    assert all(detail in v.detail for v in failed)
+    assert [v.score for v in after] == [1.0, 0.0]
+    assert counts[status] == 3 and counts["restarts"] == restarts
 
 
 def test_an_unknown_data_source_is_the_users_error_and_not_a_score():
