@@ -104,7 +104,9 @@ def save_reasonflux_small(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 def save_skywork(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A causal Qwen2 whose file also holds `v_head.summary`; the architecture's name is nobody else's."""
-    _save_qwen_lm(folder, byte_tokenizer(NEWLINE_MERGES), seed, **changes)
+    tokenizer = byte_tokenizer(NEWLINE_MERGES)
+    tokenizer.bos_token = "<|endoftext|>"
+    _save_qwen_lm(folder, tokenizer, seed, **changes)
     head = _linear(1)
     rewrite_tensors(folder, {"v_head.summary.weight": head.weight.detach(), "v_head.summary.bias": head.bias.detach()})
     rewrite_config(folder, architectures=["Qwen2ForPrmModel"])

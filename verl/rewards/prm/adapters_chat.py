@@ -98,11 +98,17 @@ class RLHFlowAdapter:
         right = single_token_id(tokenizer, RIGHT)
         self.verdict_ids = (single_token_id(tokenizer, WRONG), right)
         chat_template_of(tokenizer)
-        turns = _take_turns_apart(tokenizer)
-        self._head = turns.head
-        self._ask, between, end = encode_plain(tokenizer, [turns.ask, turns.between, turns.end])
-        self._join = [right, *between]
-        self._after = [right, *end]
+        self._turns = _take_turns_apart(tokenizer)
+        (asked,) = encode_plain(tokenizer, [self._turns.ask + RIGHT])
+        if asked[-1] != right:
+            raise UserError.for_key(
+                "reward_model.model.path",
+                tokenizer.name_or_path,
+                f"{RIGHT!r} must be a token of its own behind {self._turns.ask!r}",
+                "Use the tokenizer and the chat template that the PRM came with",
+            )
+        self._ask = asked[:-1]
+        self._right = right
         self._tokenizer = tokenizer
         self._settings = settings
         self._escape = Escaper(tokenizer)
@@ -112,14 +118,14 @@ class RLHFlowAdapter:
         problem = self._escape(request.problem)
         raw = [strip_step(step, self._settings.separator) for step in request.steps]
         shown = [self._escape(step) for step in raw]
-        (before,) = encode_plain(self._tokenizer, [self._head + problem.strip()])
+        before, end = encode_plain(self._tokenizer, [self._turns.head + problem.strip(), self._turns.end])
         opening = encode_plain(self._tokenizer, [f" {step}" for step in shown])
-        following = encode_plain(self._tokenizer, shown)
+        following = encode_plain(self._tokenizer, [self._turns.between + step for step in shown])
         steps = [
-            StepTokens([*first, *self._ask], [*self._join, *later, *self._ask])
+            StepTokens([*first, *self._ask], [self._right, *later, *self._ask])
             for first, later in zip(opening, following, strict=True)
         ]
-        frame = ChatFrame(before, self._after)
+        frame = ChatFrame(before, [self._right, *end])
         plan = fit_inputs(request, frame, steps, self._settings, min_step_tokens=len(self._ask) + 1)
         return plan.flagged(escaped_flag([request.problem, *raw], [problem, *shown]))
 

@@ -16,7 +16,7 @@ from verl.rewards.prm.prompt import ChatFrame
 from verl.rewards.prm.types import PRMInput, PRMInputError, PRMPlan, ScoreRequest
 from verl.rewards.prm.windows import plan_windows
 from verl.utils.errors import UserError
-from verl.utils.tokenizer import encode_plain
+from verl.utils.tokenizer import backend_of, encode_plain
 
 OVERLONG = ("window", "extend", "error")
 
@@ -241,7 +241,9 @@ def single_token_id(tokenizer: Any, token: str, key: str = "reward_model.model.p
         UserError: The text is several tokens, or unknown.
     """
     ids = encode_plain(tokenizer, [token])[0]
-    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+    backend = backend_of(tokenizer)
+    unknown = {getattr(tokenizer, "unk_token", None), getattr(backend.model, "unk_token", None)} - {None}
+    if len(ids) != 1 or backend.id_to_token(ids[0]) in unknown:
         raise UserError.for_key(
             key,
             tokenizer.name_or_path,

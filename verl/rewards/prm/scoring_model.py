@@ -21,9 +21,25 @@ from verl.utils.errors import UserError
 
 REFERENCE_KEY = "reward_model.process_reward.implicit.reference_path"
 Rows = tuple[torch.Tensor, torch.Tensor]
-_CLASSES: dict[str, type[PreTrainedModel]] = {"qwen2": Qwen2Model, "llama": LlamaModel, "mistral": MistralModel}
+_HEADS = [r"^lm_head\.", r"^score\.", r"^v_head\.", r"^pretrained_model\.lm_head\."]
+"""Tensors that belong to no backbone: left to `load_head`, so no reason for a warning."""
 _POSITIONS_AT_ONCE = 2048
 """Bounds the logits over a whole vocabulary that exist at a time."""
+
+
+class _Qwen2(Qwen2Model):
+    _keys_to_ignore_on_load_unexpected = _HEADS
+
+
+class _Llama(LlamaModel):
+    _keys_to_ignore_on_load_unexpected = _HEADS
+
+
+class _Mistral(MistralModel):
+    _keys_to_ignore_on_load_unexpected = _HEADS
+
+
+_CLASSES: dict[str, type[PreTrainedModel]] = {"qwen2": _Qwen2, "llama": _Llama, "mistral": _Mistral}
 
 
 class HeadedBackbone(nn.Module):
