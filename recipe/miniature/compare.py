@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recipe.miniature.launcher import Launcher, Outcome
-from recipe.miniature.methods import METHODS
+from recipe.miniature.methods import METHODS, MORE_METHODS
 from recipe.miniature.provenance import digests, machine
 from recipe.miniature.runs import COMPARISON_FILE, PlannedRun, Sizes, plan_runs, read_json, write_json
 from verl.utils.errors import UserError
@@ -147,8 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     sizes = Sizes()
     parser.add_argument("assets", type=Path, help="folder that make_assets.sh wrote")
     parser.add_argument("out_dir", type=Path, help="folder of the comparison")
-    names = [method.name for method in METHODS]
-    parser.add_argument("--methods", nargs="+", default=names, help=f"default: {' '.join(names)}")
+    names, more = [method.name for method in METHODS], [method.name for method in MORE_METHODS]
+    says = f"default: {' '.join(names)}; there are also: {' '.join(more)}"
+    parser.add_argument("--methods", nargs="+", default=names, help=says)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     for name, default, says in (
         ("jobs", 1, "runs at once"),

@@ -27,6 +27,6 @@ status=0
 python3 -m recipe.miniature.compare "$assets" "$out" "$@" || status=$?
 # a run that failed is no reason to hide the others; a command line that was refused (2) or an interruption is
 if ((status <= 1)); then
-    python3 -m recipe.miniature.report "$out"
+    python3 -m recipe.miniature.report "$out" || status=1
 fi
 exit "$status"

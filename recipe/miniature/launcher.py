@@ -19,7 +19,6 @@ from recipe.miniature.runs import RUN_FILE, PlannedRun, read_metrics, write_json
 
 ACCURACY = "val/acc/mean@"
 _POLL_S = 0.5
-_START_GAP_S = 5.0
 _GRACE_S = 30.0
 _TAIL_LINES = 12
 _NEWS_S = 60.0
@@ -75,6 +74,7 @@ class Launcher:
         console: Console,
         *,
         limit_s: float,
+        start_gap_s: float = 5.0,
     ) -> None:
         """Remember how runs are started.
 
@@ -84,9 +84,11 @@ class Launcher:
             repo: Where it is called.
             console: Is told of progress.
             limit_s: A run that takes longer is ended and counts as failed.
+            start_gap_s: Shortest time between two starts: programs that start a Ray at once may pick the same port.
         """
         self._command_of, self._environment_of = command_of, environment_of
         self._repo, self._console, self._limit_s, self._jobs = repo, console, limit_s, 1
+        self._start_gap_s = start_gap_s
         self._running: list[_Running] = []
         self._outcomes: list[Outcome] = []
         self._last_start = self._last_news = time.monotonic()
@@ -104,8 +106,7 @@ class Launcher:
         waiting, self._jobs = list(runs), min(jobs, max(1, len(runs)))
         try:
             while waiting or self._running:
-                # two programs that start a Ray in the same second may pick the same port
-                rested = time.monotonic() - self._last_start >= _START_GAP_S or not self._running
+                rested = time.monotonic() - self._last_start >= self._start_gap_s or not self._running
                 if waiting and len(self._running) < jobs and rested:
                     self._start(waiting.pop(0))
                 self._collect(len(runs))
@@ -146,7 +147,7 @@ class Launcher:
                 continue
             _end(running.process)
             self._running.remove(running)
-            failure = _failure(running, f"ended after {self._limit_s / 60:.0f} minutes" if too_long else "")
+            failure = _failure(running, f"ended after {self._limit_s / 60:g} minutes" if too_long else "")
             self._outcomes.append(Outcome(running.run, running.seconds, failure))
             self._say(f"{len(self._outcomes):>3}/{total} {running.run.name}: {failure or _story(running.run)}")
             self._say_rest(total)

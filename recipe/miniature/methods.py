@@ -34,37 +34,47 @@ class Method:
 
 
 # `grpo` with mode=step is not here: it sums a row, and the sum of a dense row is Eq. 12, so it is `eq12_scalar`.
+# beta is the published code's 0.75 where its reward is meant, and 0.5, the two parts alike, where a paper adds them so.
 METHODS: tuple[Method, ...] = (
     Method("rule_only", "outcome alone, GRPO", RULE_SCRIPT, (f"{_ESTIMATOR}=grpo",)),
     Method(
         "legacy",
-        "published code: one PRM score per response at its last token, GRPO",
+        "published code: one PRM score per response, read at its last token, GRPO",
         PRM_SCRIPT,
         (f"{_ESTIMATOR}=grpo", f"{_MODE}=legacy", f"{_BETA}=0.75"),
     ),
     Method(
         "eq12_scalar",
-        "the paper's Eq. 11 and 12 as one number per response, GRPO",
+        "Eq. 11 and 12 of the ReasonFlux-PRM paper as one number per response, GRPO",
         PRM_SCRIPT,
         (f"{_ESTIMATOR}=grpo", f"{_MODE}=scalar", f"{_BETA}=0.75"),
     ),
     Method(
         "grpo_ps",
-        "dense: normalised step scores summed from the step on (DeepSeekMath 4.1.3), blended with the outcome",
+        "dense: a step's advantage is the sum of the normalised scores from it on (DeepSeekMath 4.1.3)",
         PRM_SCRIPT,
         (f"{_ESTIMATOR}=grpo_ps", f"{_MODE}=step", f"{_BETA}=0.75"),
     ),
     Method(
         "grpo_minform",
-        "dense: signed step scores, the worst step counts (PURE), plus the outcome",
+        "dense: the worst step still to come counts, signed scores (PURE)",
         PRM_SCRIPT,
-        (f"{_ESTIMATOR}=grpo_minform", f"{_MODE}=step", f"{_SPACE}=signed"),
+        (f"{_ESTIMATOR}=grpo_minform", f"{_MODE}=step", f"{_SPACE}=signed", f"{_BETA}=0.5"),
     ),
     Method(
         "papo",
-        "outcome plus PRM advantage among right answers alone",
+        "mean step score, compared among the right answers alone (PAPO)",
         PRM_SCRIPT,
-        (f"{_ESTIMATOR}=papo", f"{_MODE}=step"),
+        (f"{_ESTIMATOR}=papo", f"{_MODE}=step", f"{_BETA}=0.5"),
     ),
 )
-BY_NAME: dict[str, Method] = {method.name: method for method in METHODS}
+# Not in the table unless asked for by name.
+MORE_METHODS: tuple[Method, ...] = (
+    Method(
+        "grpo_ps_half",
+        "grpo_ps with both parts alike",
+        PRM_SCRIPT,
+        (f"{_ESTIMATOR}=grpo_ps", f"{_MODE}=step", f"{_BETA}=0.5"),
+    ),
+)
+BY_NAME: dict[str, Method] = {method.name: method for method in (*METHODS, *MORE_METHODS)}
