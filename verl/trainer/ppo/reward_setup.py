@@ -72,6 +72,8 @@ def prm_spec(config: PPOTrainerConfig, device: str) -> PRMSpec:
         max_num_seqs=reward.max_num_seqs,
         enforce_eager=reward.enforce_eager,
         engine_kwargs=dict(reward.engine_kwargs),
+        reference_path=process.implicit.reference_path,
+        implicit_beta=process.implicit.beta,
     )
 
 
