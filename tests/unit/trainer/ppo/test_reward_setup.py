@@ -250,7 +250,7 @@ def test_a_policy_is_no_prm(tmp_path: Path) -> None:
     save_tiny_model(policy)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (policy / name).write_bytes((tmp_path / "prm" / name).read_bytes())
-    with pytest.raises(UserError, match=r"reward_model\.model\.path"):
+    with pytest.raises(UserError, match=r"reward_model.process_reward.adapter.*plain language model"):
         check_reward_model(with_prm(policy))
 
 
