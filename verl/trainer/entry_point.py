@@ -37,14 +37,14 @@ class EntryPoint:
     Args:
         config_name: Its YAML file.
         root: Its configuration.
-        plan: Writes the plan of a checked configuration.
+        plan: Writes the plan of a checked configuration; None for a program without one, which has no dry run.
         run: Does the work, after plan and files.
         help_text: Shown for --help.
     """
 
     config_name: str
     root: type[Any]
-    plan: Callable[[Any], str]
+    plan: Callable[[Any], str] | None
     run: Callable[[LoadedConfig[Any]], None]
     help_text: str
 
@@ -77,11 +77,12 @@ def run_entry_point(entry: EntryPoint, arguments: Sequence[str] | None) -> int:
 def _run(entry: EntryPoint, loaded: LoadedConfig[Any]) -> None:
     for notice in loaded.notices:
         logger.warning("%s", notice)
-    plan = entry.plan(loaded.config)
-    if loaded.config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it
-        Console().print(plan, highlight=False, markup=False, soft_wrap=True)
-        return
-    logger.info("%s", plan)
+    if entry.plan is not None:
+        plan = entry.plan(loaded.config)
+        if loaded.config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it
+            Console().print(plan, highlight=False, markup=False, soft_wrap=True)
+            return
+        logger.info("%s", plan)
     check_files(loaded.config)
     entry.run(loaded)
 
