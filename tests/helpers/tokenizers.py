@@ -41,6 +41,31 @@ def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(backend)
 
 
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """Another sentencepiece-like layout: a unigram model over blanks written as `▁`, bytes for everything else."""
+    scored = [("<unk>", -20.0), *((f"<0x{b:02X}>", -12.0) for b in range(256))]
+    pieces = ["▁", "▁so", "▁x", "an", "swer", "=", "1", "$", "\\", "frac", "{", "}", "é", "中", "文", "\n", "\n\n", "."]
+    backend = Tokenizer(
+        models.Unigram([*scored, *((p, -1.0 - 0.1 * n) for n, p in enumerate(pieces))], unk_id=0, byte_fallback=True)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _wrap(backend)
+
+
+def word_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's layout: words, their continuations with `##`, blanks lost; the decoder puts them back by rule."""
+    characters = [chr(code) for code in range(33, 127)] + ["é", "中"]
+    words = ["so", "answer", "is", "</think>"]
+    pieces = ["[UNK]", *words, *characters, *(f"##{c}" for c in characters), "##er", "##s"]
+    backend = Tokenizer(models.WordPiece({p: n for n, p in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece(cleanup=True)
+    return _wrap(backend)
+
+
 def char_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """One token per character of `characters`."""
     vocab = {"<unk>": 0} | {c: i + 1 for i, c in enumerate(sorted(set(characters)))}

@@ -14,7 +14,7 @@ import numpy as np
 
 Span = tuple[int, int]
 THINK_END = "</think>"
-_LABEL = re.compile(r"^(?:[#*\s]*step\s*\d+|\d+)\s*[.:)]\W*")
+_LABEL = re.compile(r"^(?:[#*\s]*step\s*\d+|\d+)\s*[.:)](?!\d)[\s#*]*")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SplitRule:
     """How a response is cut.
 
     Args:
-        separator: Text that ends a reasoning step; the default is a blank line.
+        separator: Text that ends a reasoning step; the default is a blank line. A line end in it may be CRLF too.
         min_step_chars: A piece with less content joins its neighbour; 0 for no such limit.
         max_step_chars: A piece with more is cut again, at a line end or a space where there is one; 0 for no limit.
     """
@@ -37,6 +37,11 @@ class SplitRule:
             raise ValueError("separator must not be empty")
         if 0 < self.max_step_chars < self.min_step_chars:
             raise ValueError(f"max_step_chars={self.max_step_chars} is below min_step_chars={self.min_step_chars}")
+
+    @property
+    def pattern(self) -> str:
+        """The separator as a regular expression."""
+        return r"\r?\n".join(re.escape(line) for line in self.separator.replace("\r\n", "\n").split("\n"))
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def split_text(text: str, rule: SplitRule) -> tuple[Span, ...]:
     Returns:
         Spans that cover the text, none for a text without content.
     """
-    separator = re.escape(rule.separator)
+    separator = rule.pattern
     if not _content_chars(text, separator):
         return ()
     soft = {match.end() for match in re.finditer(f"(?:{separator})+", text)}

@@ -12,8 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.tokenizers import byte_tokenizer
-from verl.rewards.prm.steps import SplitRule, find_steps, map_to_tokens, split_text
+from tests.helpers.tokenizers import (
+    byte_fallback_tokenizer,
+    byte_tokenizer,
+    char_tokenizer,
+    metaspace_tokenizer,
+    word_piece_tokenizer,
+)
+from verl.rewards.prm.steps import SplitRule, count_repeated, find_steps, map_to_tokens, split_text
 from verl.utils.tokenizer import decode_with_starts, encode_plain, load_tokenizer
 
 RULE = SplitRule()
@@ -43,8 +49,13 @@ rules = st.builds(
 )
 
 
+def line_ends(separator: str) -> str:
+    """The separator as a pattern, character by character: a line end may be written in two ways."""
+    return "".join("(?:\r\n|\n)" if c == "\n" else re.escape(c) for c in separator)
+
+
 def content(text: str, separator: str = "\n\n") -> str:
-    return re.sub(rf"</?think>|{re.escape(separator)}", "", text).strip()
+    return re.sub(rf"</?think>|{line_ends(separator)}", "", text).strip()
 
 
 def pieces(text: str, rule: SplitRule = RULE) -> list[str]:
@@ -62,7 +73,10 @@ def pieces(text: str, rule: SplitRule = RULE) -> list[str]:
         ("a\n\n\n\n\nb", ["a\n\n\n\n", "\nb"]),
         ("\n\na\n\nb\n\n", ["\n\na\n\n", "b\n\n"]),
         ("a\n\n  \n\nb", ["a\n\n  \n\n", "b"]),
-        ("a\r\n\r\nb", ["a\r\n\r\nb"]),
+        ("a\r\n\r\nb", ["a\r\n\r\n", "b"]),
+        ("a\n\r\n\r\n\nb", ["a\n\r\n\r\n\n", "b"]),
+        ("a\r\nb", ["a\r\nb"]),
+        ("a\r\rb", ["a\r\rb"]),
         ("<think>\nx\n</think>\n\nAnswer", ["<think>\nx\n</think>\n\n", "Answer"]),
         ("x</think>Answer", ["x</think>", "Answer"]),
         ("x\n\n</think>\n\nAnswer", ["x\n\n</think>\n\n", "Answer"]),
@@ -108,7 +122,7 @@ def test_nothing_is_lost_and_no_piece_is_blank(text, rule):
 @given(texts, st.sampled_from(["\n\n", "\n", "ки"]))
 def test_without_limits_pieces_match_a_plain_split(text, separator):
     """Contents, in order, are those of cutting at every separator and every `</think>` and leaving out blank parts."""
-    parts = re.split(rf"(?<=</think>)|{re.escape(separator)}", text)
+    parts = re.split(rf"(?<=</think>)|{line_ends(separator)}", text)
     expected = [p for p in parts if re.sub("</?think>", "", p).strip()]
     cut = pieces(text, SplitRule(separator))
     has_content = [p for p in cut if content(p, separator)]
@@ -189,15 +203,98 @@ def qwen(shared_data):
     return load_tokenizer(str(shared_data / "qwen2.5-tokenizer"))
 
 
-@given(text=texts)
-@settings(deadline=None, max_examples=150)
-def test_qwen_tokens_of_any_text(qwen, text):
-    ids = [*encode_plain(qwen, [text])[0], qwen.eos_token_id]
-    decoded, starts = decode_with_starts(qwen, ids)
-    steps = find_steps(decoded, starts, RULE)
-    assert "".join(steps.pieces(decoded)) == (decoded if content(decoded) else "")
+def check_steps_of_tokens(tokenizer, ids: list[int], rule: SplitRule) -> None:
+    """What must hold for the reasoning steps of any tokens of any tokenizer."""
+    text, starts = decode_with_starts(tokenizer, ids)
+    steps = find_steps(text, starts, rule)
+    assert "".join(steps.pieces(text)) == (text if content(text, rule.separator) else ""), "nothing is lost"
     assert np.all(np.diff(steps.ends) > 0)
-    assert all(starts[end] < len(decoded) for end in steps.ends)
+    owned = 0
+    for (begin, end), last in zip(steps.spans, steps.ends, strict=True):
+        assert 0 <= last < len(ids) and starts[last] < len(text), "every end is a response token"
+        assert begin <= starts[last] < end, "that begins in its step"
+        owned += sum(begin <= start < end for start in starts)
+        following = [start for start in starts[last + 1 :] if start < len(text)]
+        assert all(start >= end for start in following), "and no later token does"
+    assert owned == (sum(starts < len(text)) if len(steps) else 0), "every token with text lies in one step"
+
+
+HARD = [
+    "👩‍👩‍👧‍👦",
+    "🇩🇪",
+    "e\u0301\u0323",
+    "日本語の推論",
+    "한국어",
+    "ﷺ",
+    "\u202eabc\u202c",
+    "\u00a0",
+    "\u2028",
+    "\x0b",
+    r"$$\frac{a}{b}\n\n+c$$",
+    "\\begin{align}\nx&=1\\\\\n\ny&=2\n\\end{align}",
+    r"\boxed{\text{x}}",
+    "1. ",
+    "### Step 2\n",
+]
+hard_texts = st.lists(st.sampled_from([*FRAGMENTS, *HARD]), max_size=25).map("".join)
+hard_rules = st.sampled_from(
+    [RULE, SplitRule("\n"), SplitRule(min_step_chars=8), SplitRule(max_step_chars=6), SplitRule("\n", 3, 9)]
+)
+
+
+@given(text=hard_texts, rule=hard_rules)
+@settings(deadline=None, max_examples=200)
+def test_qwen_tokens_of_any_text(qwen, text, rule):
+    ids = [*encode_plain(qwen, [text])[0], qwen.eos_token_id]
+    assert decode_with_starts(qwen, ids)[0] == unicodedata.normalize("NFC", text)
+    check_steps_of_tokens(qwen, ids, rule)
+
+
+@given(ids=st.lists(st.integers(0, 151_700), max_size=40), rule=hard_rules)
+@settings(deadline=None, max_examples=60)
+def test_qwen_tokens_in_any_order(qwen, ids, rule):
+    """What a policy samples need not be what its tokenizer would write: characters cut anywhere, specials inside."""
+    check_steps_of_tokens(qwen, ids, rule)
+
+
+LAYOUTS = {
+    "byte-level BPE": byte_tokenizer((("Ċ", "Ċ"), ("a", "s"))),
+    "byte fallback": byte_fallback_tokenizer(),
+    "metaspace": metaspace_tokenizer(),
+    "word pieces": word_piece_tokenizer(),
+    "characters": char_tokenizer("abcdefghijklmnopqrstuvwxyz \n=.1$<>/é中"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(text=hard_texts, rule=hard_rules)
+@settings(deadline=None, max_examples=60)
+def test_any_layout_of_tokenizer_on_any_text(layout, text, rule):
+    tokenizer = LAYOUTS[layout]
+    check_steps_of_tokens(tokenizer, [*encode_plain(tokenizer, [text])[0], tokenizer.eos_token_id], rule)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(data=st.data(), rule=hard_rules)
+@settings(deadline=None, max_examples=60)
+def test_any_layout_of_tokenizer_on_any_tokens(layout, data, rule):
+    tokenizer = LAYOUTS[layout]
+    check_steps_of_tokens(tokenizer, data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30)), rule)
+
+
+@pytest.mark.parametrize("layout", ["byte-level BPE", "byte fallback", "metaspace", "characters"])
+def test_layouts_that_keep_blank_lines_give_the_same_steps(layout):
+    tokenizer = LAYOUTS[layout]
+    text = "so x=1.\n\nan answer\n\n\nis é中</think>so 1"
+    ids = encode_plain(tokenizer, [text])[0]
+    decoded, starts = decode_with_starts(tokenizer, ids)
+    assert decoded == text
+    assert find_steps(decoded, starts, RULE).pieces(text) == (
+        "so x=1.\n\n",
+        "an answer\n\n",
+        "\nis é中</think>",
+        "so 1",
+    )
 
 
 def test_qwen_tokens_of_real_responses(qwen, shared_data):
@@ -210,5 +307,24 @@ def test_qwen_tokens_of_real_responses(qwen, shared_data):
         assert "".join(steps.pieces(decoded)) == unicodedata.normalize("NFC", response)
         assert steps.ends.tolist() == slow_ends(split_text(decoded, RULE), starts.tolist(), len(decoded))
         assert steps.ends[-1] == len(ids) - 2
+        check_steps_of_tokens(qwen, ids, SplitRule("\n", 10, 80))
         counts.append(len(steps))
     assert 3 < np.mean(counts) < 20
+
+
+@pytest.mark.parametrize(
+    ("steps", "repeated"),
+    [
+        ((), 0),
+        (("a", "b"), 0),
+        (("so x = 1\n\n", "So  x =\n1"), 1),
+        (("Step 1: so", "step 2. so", "### Step 3) **so", "4. so", "so"), 4),
+        (("1.5 is it", "2.5 is it"), 0),
+        (("x1", "x2"), 0),
+        ((" ", "\n", "a"), 0),
+        (("1.", "2."), 0),
+        (("a", "b", "a", "b", "a"), 3),
+    ],
+)
+def test_repeated_steps_say_the_same_again(steps, repeated):
+    assert count_repeated(steps) == repeated
