@@ -167,10 +167,10 @@ def save_family(adapter: str, folder: Path, seed: int = 0, **changes: Any) -> Pa
     return FAMILIES[adapter](folder, seed, **changes)
 
 
-def family_spec(adapter: str, folder: Path, **changes: Any) -> PRMSpec:
-    """How to run it: float32 on the CPU."""
-    settings: dict[str, Any] = {"path": str(folder), "adapter": adapter, "dtype": "float32", "device": "cpu"}
-    if adapter == "implicit_prm":
+def family_spec(family: str, folder: Path, /, **changes: Any) -> PRMSpec:
+    """How to run it: float32 on the CPU, by the adapter of its name unless `changes` say another."""
+    settings: dict[str, Any] = {"path": str(folder), "adapter": family, "dtype": "float32", "device": "cpu"}
+    if family == "implicit_prm":
         settings |= {"reference_path": str(folder / "reference"), "implicit_beta": 0.5}
     return PRMSpec(**(settings | changes))
 

@@ -165,7 +165,9 @@ def _token_pair(folder: Path, head: HeadSpec, config: Mapping[str, Any]) -> nn.L
     if head.token_ids is None:
         raise ValueError("a head of two tokens needs their ids")
     name = lm_head_name(weight_names(folder), config)
-    return _linear({"weight": read_tensors(folder, [name], rows=head.token_ids)[name]})
+    rows = read_tensors(folder, [name], rows=head.token_ids)[name]
+    check_shapes({name: (max(head.token_ids) + 1, *rows.shape[1:])}, head, config, str(folder))
+    return _linear({"weight": rows})
 
 
 def _reward_file(folder: Path, width: int) -> dict[str, torch.Tensor]:

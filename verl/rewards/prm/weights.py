@@ -110,7 +110,7 @@ def read_tensors(
     else:
         for path in sorted(folder.glob("pytorch_model*.bin")):
             state = load_pickled(path)
-            found |= {name: _rows_of(state[name], rows) for name in names if name in state}
+            found |= {name: _rows_of(path, name, state[name], rows) for name in names if name in state}
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError.for_key(
@@ -132,8 +132,10 @@ def load_pickled(path: Path) -> dict[str, Any]:
         UserError: It is damaged, or holds something else.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError) as err:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict):
+            raise TypeError(type(state).__name__)
+    except (UnpicklingError, RuntimeError, EOFError, TypeError) as err:
         raise UserError.for_key(
             PATH_KEY, str(path), f"cannot be read as a dict of tensors ({type(err).__name__})", "Download it again"
         ) from err
@@ -165,8 +167,21 @@ def _read_safetensors(path: Path, names: Sequence[str], rows: Sequence[int] | No
     with safe_open(path, framework="pt") as file:
         if rows is None:
             return {name: file.get_tensor(name) for name in names}
-        return {name: torch.cat([file.get_slice(name)[row : row + 1] for row in rows]) for name in names}
+        slices = {name: file.get_slice(name) for name in names}
+        for name, part in slices.items():
+            _check_rows(path, name, part.get_shape()[0], rows)
+        return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in slices.items()}
 
 
-def _rows_of(tensor: torch.Tensor, rows: Sequence[int] | None) -> torch.Tensor:
-    return tensor.clone() if rows is None else tensor[list(rows)].clone()
+def _rows_of(path: Path, name: str, tensor: torch.Tensor, rows: Sequence[int] | None) -> torch.Tensor:
+    if rows is None:
+        return tensor.clone()
+    _check_rows(path, name, len(tensor), rows)
+    return tensor[list(rows)].clone()
+
+
+def _check_rows(path: Path, name: str, held: int, rows: Sequence[int]) -> None:
+    """Refuse rows beyond the end: sliced, they would come back as nothing."""
+    if max(rows) >= held:
+        allowed = f"must hold {name} with more than {max(rows)} rows, but it has {held}"
+        raise UserError.for_key(PATH_KEY, str(path), allowed, "Use the tokenizer that the model came with")
