@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import ray
-from ray.exceptions import RayActorError
 
 from verl.config import PPOTrainerConfig
 from verl.rewards.loader import FunctionSpec, resolve_function
@@ -21,26 +17,10 @@ from verl.rewards.prm.dispatch import DispatchSettings, spread_over
 from verl.rewards.prm.selftest import self_test
 from verl.rewards.prm.spec import PRMSpec
 from verl.rewards.prm.steps import SplitRule
-from verl.rewards.prm.types import ScoreRequest, ScoreSteps, StepLogits
+from verl.rewards.prm.types import ScoreSteps
+from verl.workers.prm_pool import RemoteScorer, is_replica_gone
 
 logger = logging.getLogger(__name__)
-
-
-class _RemoteScorer:
-    """A PRM server on Ray as a `ScoreSteps`."""
-
-    def __init__(self, server: Any) -> None:
-        self._server = server
-
-    async def __call__(self, request: ScoreRequest) -> StepLogits:
-        """See `ScoreSteps`."""
-        reference = self._server.score.remote(request)
-        try:
-            answer: StepLogits = await reference
-        except asyncio.CancelledError:
-            ray.cancel(reference)  # a request that took too long must not go on keeping the replica busy
-            raise
-        return answer
 
 
 def prm_spec(config: PPOTrainerConfig, device: str) -> PRMSpec:
@@ -130,11 +110,6 @@ async def build_reward_loop(config: PPOTrainerConfig, verifier: Verifier, prm_se
     return RewardLoop(verifier, manager, score_steps, settings, counts)
 
 
-def _is_gone(error: BaseException) -> bool:
-    """Whether a replica will never answer again: its actor died, or the engine inside (Ray keeps the type)."""
-    return isinstance(error, RayActorError) or any(kind.__name__ == "EngineDeadError" for kind in type(error).__mro__)
-
-
 def _overlong_buffer(config: PPOTrainerConfig) -> OverlongBuffer | None:
     buffer = config.reward_model.overlong_buffer
     if not buffer.enable:
@@ -152,9 +127,9 @@ def _score_steps(
         max_in_flight=config.reward_model.max_num_seqs,
         timeout_s=config.reward_model.timeout_s,
         max_attempts=config.reward_model.max_retries + 1,
-        is_dead=_is_gone,
+        is_dead=is_replica_gone,
     )
-    dispatcher = spread_over([_RemoteScorer(server) for server in prm_servers], settings)
+    dispatcher = spread_over([RemoteScorer(server) for server in prm_servers], settings)
     entries = config.reward_model.score_cache_entries
     if not entries:
         return dispatcher, lambda: dispatcher.counts
