@@ -291,8 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DisagreementError as error:
         print(f"no result: {error}", file=sys.stderr)
         return 1
-    print(show(result))
-    print(f"\nwritten: {record.write(result, parsed.out)}")
+    path = record.write(result, parsed.out)
+    print(f"{show(result)}\n\nwritten: {path}")
     return 0
 
 
