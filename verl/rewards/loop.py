@@ -111,6 +111,18 @@ class _StepResult:
     flags: tuple[str, ...] = ()
 
 
+class _ShowsSteps:
+    """A verifier whose function sees the reasoning steps."""
+
+    def __init__(self, verifier: Verifier, find: Callable[[RewardInput], Steps]) -> None:
+        self._verifier = verifier
+        self._find = find
+
+    async def verify(self, reward_input: RewardInput) -> RuleVerdict:
+        """See `Verifier`."""
+        return await self._verifier.verify(with_step_texts(reward_input, self._find(reward_input)))
+
+
 class RewardLoop:
     """Verifier and PRM behind one call.
 
@@ -153,34 +165,31 @@ class RewardLoop:
             group_size: Responses of each.
             on_group: Called on the event loop with each group when all its responses are scored.
         """
-        verifier = self._verifier
-        if self._manager.judges_batch:
-            verifier = WholeBatchVerifier(cast(BatchVerifier, verifier), uids, group_size)
+        verifier = self.open_verifier(uids, group_size)
         totals_before = self.totals()
 
         def describe(scored: Sequence[ScoredResponse], num_tokens: Sequence[int]) -> dict[str, float]:
             return self.metrics(scored, num_tokens) | count_metrics(totals_before, self.totals())
 
-        rules = GroupRules(partial(self.score, verifier=verifier), self.settle_group, describe)
+        rules = GroupRules(partial(self._score, verifier), self.settle_group, describe)
         return BatchScoring(rules, uids, group_size, on_group)
 
-    async def score(self, item: RewardInput, verifier: Verifier | None = None) -> ScoredResponse:
-        """Ask verifier and PRM.
+    def open_verifier(self, uids: Sequence[str], group_size: int) -> Verifier:
+        """Return the rule verifier for one batch as the reward manager asks it; validation asks it the same way.
 
         Args:
-            item: A finished response.
-            verifier: Judges it in place of the loop's own.
-
-        Returns:
-            Its scores; `prm_status` is `failed` where there are no step scores.
-
-        Raises:
-            RewardFailedError: There are no step scores, and `on_error=stop`.
+            uids: The groups.
+            group_size: Responses of each; a manager that judges batches answers when all were handed in.
         """
-        verifier = verifier or self._verifier
+        if self._manager.judges_batch:
+            return WholeBatchVerifier(cast(BatchVerifier, self._verifier), uids, group_size)
+        return _ShowsSteps(self._verifier, self._find_steps) if self._manager.reads_step_scores else self._verifier
+
+    async def _score(self, verifier: Verifier, item: RewardInput) -> ScoredResponse:
+        """Ask verifier and PRM; `prm_status` is `failed` where there are no step scores."""
         steps = self._find_steps(item)
         if self._manager.reads_step_scores:
-            verdict = await verifier.verify(with_step_texts(item, steps))
+            verdict = await verifier.verify(item)
             found = await self._steps_of(item, steps, verdict)
         else:
             verdict, found = await asyncio.gather(verifier.verify(item), self._steps_by_prm(item, steps))

@@ -54,6 +54,12 @@ def item(response: str, uid: str = "g", index: int = 0, truncated: bool = False)
     return RewardInput(uid, index, "t", prompt, response, starts, len(response) + 1, truncated, "4")
 
 
+async def let_run() -> None:
+    """Let everything that waits for nothing run; counts turns of the loop, not time."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 def run(items, scorer=None, verifier=None, manager_settings=None, manager="naive", **settings):
     manager = get_reward_manager_cls(manager)(manager_settings or ManagerSettings())
 
@@ -121,7 +127,7 @@ def test_scoring_begins_with_submit_not_with_finish():
         reward_loop = RewardLoop(verifier, get_reward_manager_cls("naive")(ManagerSettings()), scorer, LoopSettings())
         scoring = reward_loop.open_batch(["g"], 2)
         scoring.submit(item("good", index=0))
-        await asyncio.sleep(0.01)
+        await let_run()
         assert verifier.asked == 1 and len(scorer.requests) == 1
         scoring.submit(item("bad", index=1))
         return await scoring.finish()
@@ -259,10 +265,10 @@ def test_a_group_is_told_when_it_is_complete_and_not_before():
         scoring = reward_loop.open_batch(["a", "b"], 2, on_group=told.append)
         for one in [item("slowest 4", "a", 1), item("slow 4", "b", 0), item("4", "b", 1), item("5", "a", 0)]:
             scoring.submit(one)
-        await asyncio.sleep(0.01)
+        await let_run()
         assert told == []
         verifier.gates["slow"].set()
-        await asyncio.sleep(0.01)
+        await let_run()
         assert [group.uid for group in told] == ["b"]
         verifier.gates["slowest"].set()
         return told, await scoring.finish()
@@ -320,7 +326,7 @@ def test_stop_ends_at_once_refuses_more_and_gives_up_what_is_running(trouble):
         scoring = reward_loop.open_batch(["a", "b", "c"], 1, on_group=refuse if trouble == "group" else None)
         scoring.submit(item("never", "a"))
         scoring.submit(item("fail\n\n4", "b"))
-        await asyncio.sleep(0.01)
+        await let_run()
         with pytest.raises((RewardFailedError, RuntimeError)) as at_once:
             scoring.submit(item("good", "c"))
         with pytest.raises((RewardFailedError, RuntimeError)) as at_the_end:
@@ -343,7 +349,7 @@ def test_finish_waiting_sees_a_failure_that_comes_later():
         scoring = reward_loop.open_batch(["a"], 1)
         scoring.submit(item("fail", "a"))
         finish = asyncio.create_task(scoring.finish())
-        await asyncio.sleep(0.01)
+        await let_run()
         assert not finish.done()
         verifier.gates["fail"].set()
         await finish
@@ -382,7 +388,7 @@ def test_batch_asks_once_when_the_last_response_is_there_group_by_group():
         scoring = reward_loop.open_batch(["a", "b"], 2)
         for one in [item("xx", "b", 1), item("x", "a", 1), item("xxxx", "b", 0)]:
             scoring.submit(one)
-        await asyncio.sleep(0.01)
+        await let_run()
         assert verifier.calls == [] and len(scorer.requests) == 3, "the PRM does not wait"
         scoring.submit(item("xxx", "a", 0))
         return await scoring.finish()
@@ -479,6 +485,23 @@ def test_an_empty_response_of_a_process_function_is_empty_not_failed():
     scored = run([item(" ")], None, StepJudge((None, None)), CUSTOM, "process").by_response["g", 0]
     assert (scored.prm_status, len(scored.step_scores)) == ("scored", 0)
     assert "empty" in scored.flags
+
+
+def test_validation_asks_a_function_as_training_does():
+    async def go():
+        judge = StepJudge((None, (1.0, 1.0, 1.0)))
+        process = RewardLoop(judge, get_reward_manager_cls("process")(CUSTOM), None, LoopSettings())
+        await process.open_verifier(["g"], 1).verify(item(TEXT))
+        whole = WholeBatch()
+        opened = RewardLoop(whole, get_reward_manager_cls("batch")(CUSTOM), None, LoopSettings()).open_verifier(
+            ["g"], 2
+        )
+        await asyncio.gather(opened.verify(item("x")), opened.verify(item("xx", index=1)))
+        return judge.seen[0].extra_info, whole.calls
+
+    shown, calls = asyncio.run(asyncio.wait_for(go(), 10))
+    assert shown == {"reasoning_steps": ["one\n\n", "two\n\n", "three"]}
+    assert calls == [[("g", 0), ("g", 1)]]
 
 
 def test_prime_trains_on_what_could_not_be_judged_as_wrong_and_counts_it():

@@ -76,7 +76,7 @@ class RayPPOTrainer:
         self.policy_version = 0
         self.timer = StageTimer()
         self.folders = CheckpointFolders(config.trainer)
-        self.validator = Validator(config, runtime.loop, runtime.stream, runtime.verifier)
+        self.validator = Validator(config, runtime.loop, runtime.stream, runtime.reward_loop)
         self.rollout_stage = RolloutStage(config, runtime)
         self.reward_stage = RewardStage(config)
         self.alarms = AlarmBoard(alarm_rules(config.reward_model.alarms, config.reward_model.process_reward.mode))

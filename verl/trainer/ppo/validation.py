@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from verl.config import PPOTrainerConfig
+from verl.rewards.loop import Verifier
 from verl.rewards.types import RewardInput, RuleVerdict
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import RolloutOutput
@@ -20,11 +21,11 @@ from verl.trainer.ppo.val_metrics import JudgedResponse, accuracy_metrics
 from verl.utils.async_loop import BackgroundLoop
 
 
-class Verifier(Protocol):
-    """Judges one response."""
+class Judges(Protocol):
+    """Gives a verifier for one batch; `RewardLoop` does."""
 
-    async def verify(self, item: RewardInput) -> RuleVerdict:
-        """Judge; see `RuleVerifierPool.verify`."""
+    def open_verifier(self, uids: Sequence[str], group_size: int) -> Verifier:
+        """See `RewardLoop.open_verifier`."""
         ...
 
 
@@ -38,20 +39,20 @@ class Validator:
     """Runs a validation on the rollout servers of the run.
 
     Example:
-        >>> validator = Validator(config, loop, stream, verifier)
+        >>> validator = Validator(config, loop, stream, reward_loop)
         >>> metrics = validator.run(val_loader, step=20, pad_token_id=0)
     """
 
-    def __init__(self, config: PPOTrainerConfig, loop: BackgroundLoop, stream: RolloutStream, verifier: Verifier):
+    def __init__(self, config: PPOTrainerConfig, loop: BackgroundLoop, stream: RolloutStream, judges: Judges):
         """Remember the parts.
 
         Args:
             config: Reads `rollout.val_kwargs`, the response limit and the dump folder.
             loop: Event loop of the run.
             stream: The rollout servers.
-            verifier: The rule verifier.
+            judges: Gives the rule verifier, which judges as in training.
         """
-        self._loop, self._stream, self._verifier = loop, stream, verifier
+        self._loop, self._stream, self._judges = loop, stream, judges
         self._val = config.actor_rollout_ref.rollout.val_kwargs
         self._sampling = SamplingSettings(
             temperature=self._val.temperature if self._val.do_sample else 0.0,
@@ -94,17 +95,16 @@ class Validator:
         prompts = prompt_batch(rows, name, pad_token_id)
         by_uid = reward_inputs_of(prompts)
         tasks: dict[tuple[str, int], asyncio.Task[_Judged]] = {}
+        group_size = self._val.n if self._val.do_sample else 1
+        requests = group_requests(prompts, group_size, self._sampling)
+        verifier = self._judges.open_verifier([request.uid for request in requests], group_size)
 
         def start(output: RolloutOutput) -> None:
             item = reward_input(output, by_uid[output.uid])
-            tasks[output.uid, output.index] = asyncio.create_task(self._judge(item))
+            tasks[output.uid, output.index] = asyncio.create_task(_judge(verifier, item))
 
-        requests = group_requests(prompts, self._val.n if self._val.do_sample else 1, self._sampling)
         groups = await self._stream.generate(requests, start)
         return [await tasks[output.uid, output.index] for group in groups for output in group]
-
-    async def _judge(self, item: RewardInput) -> _Judged:
-        return _Judged(item, await self._verifier.verify(item))
 
     def _dump(self, judged: list[_Judged], step: int) -> None:
         assert self._folder is not None
@@ -123,3 +123,7 @@ class Validator:
                     "num_tokens": entry.item.num_tokens,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+async def _judge(verifier: Verifier, item: RewardInput) -> _Judged:
+    return _Judged(item, await verifier.verify(item))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ class ExactVerifier:
 
     def __init__(self) -> None:
         self.seen: list[RewardInput] = []
+        self.opened: list[tuple[list[str], int]] = []
+
+    def open_verifier(self, uids: Sequence[str], group_size: int) -> ExactVerifier:
+        self.opened.append((list(uids), group_size))
+        return self
 
     async def verify(self, item: RewardInput) -> RuleVerdict:
         self.seen.append(item)
@@ -91,6 +96,14 @@ def test_metrics_over_all_batches(loop: BackgroundLoop) -> None:
         "val/response_length/mean": 2.0,
         "val/unjudged/share": pytest.approx(1 / 6),
     }
+
+
+def test_a_batch_is_judged_as_the_manager_asks(loop: BackgroundLoop) -> None:
+    verifier = ExactVerifier()
+    Validator(config(SAMPLED), loop, RolloutStream([FakeServer(answer)], 30.0), verifier).run(batches(), 3, 0)
+    expected = {(one.uid, one.index) for one in verifier.seen}
+    assert {(uid, n) for uids, size in verifier.opened for uid in uids for n in range(size)} == expected
+    assert [(len(uids), size) for uids, size in verifier.opened] == [(2, 2), (1, 2)]
 
 
 def test_sampling_follows_val_kwargs_with_the_same_seeds_every_time(loop: BackgroundLoop) -> None:
