@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import sys
 import tempfile
 import time
@@ -32,13 +33,13 @@ from benchmarks.material import SHAPES, Answer, make_answers, prm_tokenizer, sav
 from verl.rewards.prm.score_space import to_score
 from verl.rewards.prm.spec import PRMSpec, load_adapter
 from verl.rewards.prm.types import PRMInput
-from verl.workers.vllm_rows import PooledRows
 
 SCENARIOS = ("tail", "limit")
 MODES = ("whole", "steps")
 BLOCK_TOKENS = 32
 """The smallest KV block of vLLM on a CPU: a prefix is reused down to a whole number of blocks."""
 TOLERANCE = 1e-3
+_ENGINE = "verl.workers.vllm_rows"  # by name, so that everything else here loads without vLLM
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ async def measure(spec: PRMSpec, arguments: argparse.Namespace) -> dict[str, Any
     Raises:
         RuntimeError: The modes' scores differ.
     """
-    engine = PooledRows(spec, load_adapter(spec))
+    engine = importlib.import_module(_ENGINE).PooledRows(spec, load_adapter(spec))
     try:
         found: dict[str, Any] = {}
         for scenario in SCENARIOS:
