@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -142,6 +143,17 @@ def _report(outcomes: Sequence[Outcome], console: Console) -> int:
     return 1 if failed else 0
 
 
+def exit_on_signal(number: int, frame: FrameType | None) -> None:
+    """Leave through the `finally` that ends the runs; a plain SIGTERM would skip it, a second one cut it short.
+
+    Args:
+        number: The signal, ignored from now on.
+        frame: Where it came; not read.
+    """
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = Sizes()
@@ -196,8 +208,7 @@ def main() -> int:
     Returns:
         Exit code: 0, 1 when a run failed, 2 when the user has to mend something.
     """
-    # the runs are ended in a `finally`, which a plain SIGTERM would skip
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, exit_on_signal)
     arguments = _parser().parse_args()
     try:
         return run_comparison(arguments, Console())

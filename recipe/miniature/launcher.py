@@ -112,8 +112,7 @@ class Launcher:
                 self._collect(len(runs))
                 time.sleep(_POLL_S)
         finally:
-            for running in self._running:
-                _end(running.process)
+            _end([running.process for running in self._running])
         return self._outcomes
 
     def _start(self, run: PlannedRun) -> None:
@@ -145,7 +144,7 @@ class Launcher:
             too_long = running.seconds > self._limit_s
             if running.process.poll() is None and not too_long:
                 continue
-            _end(running.process)
+            _end([running.process])
             self._running.remove(running)
             failure = _failure(running, f"ended after {self._limit_s / 60:g} minutes" if too_long else "")
             self._outcomes.append(Outcome(running.run, running.seconds, failure))
@@ -185,19 +184,19 @@ def _story(run: PlannedRun) -> str:
     return f"accuracy {values[0]:.3f} -> {values[-1]:.3f}" if values else "finished"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program with all that it started, gently first, and wait for it."""
-    if process.poll() is not None:
-        return
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End programs with all that they started, gently first, and wait for them."""
+    groups = [process.pid for process in processes if process.poll() is None]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        _signal_group(process.pid, number)
+        for group in groups:
+            _signal_group(group, number)
         deadline = time.monotonic() + _GRACE_S
         # the shell in front ends at once, the trainer behind it first ends its Ray
-        while time.monotonic() < deadline:
-            process.poll()
-            if not _signal_group(process.pid, 0):
-                return
+        while groups and time.monotonic() < deadline:
             time.sleep(_POLL_S)
+            for process in processes:
+                process.poll()  # a child that nobody waits for stays in its group
+            groups = [group for group in groups if _signal_group(group, 0)]
 
 
 def _signal_group(group: int, number: int) -> bool:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -327,22 +328,29 @@ def test_a_failing_run_stops_no_other_and_a_hanging_one_is_ended(tmp_path: Path)
     assert not any(is_alive(int(pid)) for pid in (runs[1].folder / "pids").read_text().split())
 
 
-def test_an_interruption_ends_what_runs(tmp_path: Path) -> None:
-    runs = plan_runs(tmp_path, ["papo"], [1], SIZES)
-    pids = runs[0].folder / "pids"
+PROGRAM = """
+import signal, sys
+from pathlib import Path
+from recipe.miniature.compare import exit_on_signal
+from recipe.miniature.runs import Sizes, plan_runs
+from tests.unit.recipe.miniature.test_compare import launcher
+signal.signal(signal.SIGTERM, exit_on_signal)
+launcher({1: "hangs", 2: "hangs"}, 60.0).run_all(plan_runs(Path(sys.argv[1]), ["papo"], [1, 2], Sizes()), jobs=2)
+"""
 
-    class Interrupting(io.StringIO):
-        def write(self, text: str) -> int:
-            if "started" in text:
-                deadline = time.monotonic() + 30
-                while not (pids.exists() and len(pids.read_text().split()) == 2) and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                raise KeyboardInterrupt
-            return super().write(text)
 
-    with pytest.raises(KeyboardInterrupt):
-        launcher({1: "hangs"}, 60.0, Console(file=Interrupting())).run_all(runs, jobs=1)
-    assert not any(is_alive(int(pid)) for pid in pids.read_text().split())
+def test_ending_the_comparison_ends_its_runs(tmp_path: Path) -> None:
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT)
+    files = [tmp_path / "papo" / f"seed_{seed}" / "pids" for seed in (1, 2)]
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and len(path.read_text().split()) == 2 for path in files):
+        assert time.monotonic() < deadline and program.poll() is None
+        time.sleep(0.1)
+    for _ in range(2):  # `timeout` and a cluster send it more than once
+        program.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert program.wait(60) == 128 + signal.SIGTERM
+    assert not any(is_alive(int(pid)) for path in files for pid in path.read_text().split())
 
 
 def test_provenance(tmp_path: Path) -> None:
