@@ -91,6 +91,32 @@ class ShardingSpec:
 
 
 @dataclass(frozen=True)
+class MegatronSpec:
+    """How the Megatron-core engine spreads a model; the other engines do not read it.
+
+    Args:
+        tensor_parallel: Ranks that share one layer's matrices.
+        pipeline_parallel: Ranks that share the layers.
+        sequence_parallel: Split norms and residuals over the tensor-parallel ranks; no effect with one of them.
+        distributed_optimizer: Shard optimizer states over the data-parallel ranks.
+        recompute_granularity: `full` recomputes whole layers, `selective` attention alone; read with
+            `EngineSpec.gradient_checkpointing`.
+        recompute_method: `uniform` or `block`, read with `full`.
+        recompute_num_layers: Layers per recomputed block, read with `full`.
+        grad_offload: Give the gradient buffers' memory back whenever the engine is offloaded.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    sequence_parallel: bool = True
+    distributed_optimizer: bool = True
+    recompute_granularity: str = "full"
+    recompute_method: str = "uniform"
+    recompute_num_layers: int = 1
+    grad_offload: bool = False
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """Everything an engine needs to be built, on every rank alike.
 
@@ -105,7 +131,8 @@ class EngineSpec:
         config_overrides: Entries of the model's config to replace.
         head: What the model's output is: log-probs of target tokens, or class logits at the target positions.
         precision: Dtypes.
-        sharding: Spread over ranks.
+        sharding: Spread over ranks by FSDP2.
+        megatron: Spread over ranks by Megatron-core.
         gradient_checkpointing: Recompute each layer's activations in the backward pass.
         head_chunk_size: Tokens whose logits exist at the same time.
         path_key: The configuration key of `model_path`, for messages.
@@ -122,6 +149,7 @@ class EngineSpec:
     head: HeadKind = "log_probs"
     precision: PrecisionSpec = field(default_factory=PrecisionSpec)
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
+    megatron: MegatronSpec = field(default_factory=MegatronSpec)
     gradient_checkpointing: bool = True
     head_chunk_size: int = 1024
     path_key: str = "actor_rollout_ref.model.path"
@@ -243,6 +271,7 @@ class TrainEngine(Protocol):
 ENGINES: dict[str, str] = {
     "fsdp2": "verl.engines.fsdp.engine:FSDPEngine",
     "fsdp": "verl.engines.fsdp.engine:FSDPEngine",
+    "megatron": "verl.engines.megatron.engine:MegatronEngine",
 }
 
 
@@ -270,7 +299,7 @@ def build_engine(spec: EngineSpec) -> TrainEngine:
         The engine, its weights loaded.
 
     Raises:
-        UserError: No engine of that name.
+        UserError: No engine of that name, or its package is not installed.
     """
     if spec.strategy not in ENGINES:
         raise UserError.for_key(
@@ -279,5 +308,16 @@ def build_engine(spec: EngineSpec) -> TrainEngine:
             f"known engines are {', '.join(ENGINES)}",
             "Choose one of them",
         )
-    engine: TrainEngine = load_object(ENGINES[spec.strategy])(spec)
+    try:
+        engine_class = load_object(ENGINES[spec.strategy])
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("megatron"):
+            raise
+        raise UserError.for_key(
+            "actor_rollout_ref.actor.strategy",
+            spec.strategy,
+            "needs the package megatron-core, which is not installed here",
+            "Run: pip install --no-deps -r requirements/megatron.txt",
+        ) from error
+    engine: TrainEngine = engine_class(spec)
     return engine
