@@ -21,8 +21,9 @@ from verl.config import PPOTrainerConfig
 from verl.rewards.prm.selftest import PROBES_FILE, PRMSelfTestError
 from verl.rewards.prm.spec import PRMSpec
 from verl.rewards.prm.types import ScoreRequest, StepLogits
+from verl.rewards.rule_pool import RuleVerifierPool
 from verl.rewards.types import RewardInput, RuleVerdict, ScoredResponse
-from verl.trainer.ppo.reward_setup import build_reward_loop, check_reward_model, prm_spec
+from verl.trainer.ppo.reward_setup import build_reward_loop, check_reward_model, custom_function, prm_spec
 from verl.utils.errors import UserError
 
 PROCESS = "reward_model.process_reward"
@@ -235,6 +236,49 @@ def test_the_length_penalty_follows_the_buffer() -> None:
     # nine tokens: three of the four of the buffer, so 3/4 of 2
     assert asyncio.run(score(config, [], "xxxxxxxx4")).overlong_penalty == -1.5
     assert asyncio.run(score(config, [], "xxxxx4")).overlong_penalty == 0.0
+
+
+# ---- the user's own function ----
+
+ONE = "def compute_score(data_source, solution_str, ground_truth, extra_info): return 1\n"
+STEPS = (
+    "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
+    "    return {'score': 0.5, 'step_scores': [len(step) for step in extra_info['reasoning_steps']]}\n"
+)
+
+
+def test_the_function_is_checked_as_its_manager_calls_it(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE)
+    one = f"custom_reward_function.path={tmp_path / 'one.py'}"
+    spec = custom_function(load(one).config)
+    assert spec is not None and not spec.takes_batch
+    with pytest.raises(UserError, match="must take .data_sources"):
+        custom_function(load(one, "reward_model.reward_manager=batch").config)
+    (tmp_path / "many.py").write_text("def compute_score(data_sources, **rest): return [1] * len(data_sources)\n")
+    many = load(f"custom_reward_function.path={tmp_path / 'many.py'}", "reward_model.reward_manager=batch")
+    spec = custom_function(many.config)
+    assert spec is not None and spec.takes_batch
+    assert custom_function(load().config) is None
+
+
+def test_a_function_gives_step_scores_without_any_prm(tmp_path: Path) -> None:
+    """The whole way: configuration, worker process, loop."""
+    (tmp_path / "steps.py").write_text(STEPS)
+    config = load(
+        f"custom_reward_function.path={tmp_path / 'steps.py'}",
+        "reward_model.reward_manager=process",
+        "algorithm.adv_estimator=grpo_ps",
+    ).config
+
+    async def run() -> ScoredResponse:
+        async with RuleVerifierPool(1, 30.0, custom_function(config)) as pool:
+            scoring = (await build_reward_loop(config, pool, [])).open_batch(["g"], 1)
+            scoring.submit(item("first\n\nand 4"))
+            return (await scoring.finish()).by_response["g", 0]
+
+    scored = asyncio.run(run())
+    assert (scored.step_scores.tolist(), scored.step_ends.tolist()) == ([7.0, 5.0], [6, 11])
+    assert (scored.prm_status, scored.rule_score) == ("scored", 0.5)
 
 
 # ---- the PRM's files, before Ray starts ----
