@@ -62,6 +62,8 @@ class PRMOptions:
     max_in_flight: int
     timeout_s: float
     self_test: str
+    reference: str
+    implicit_beta: float
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> PRMOptions:
@@ -106,6 +108,8 @@ class PRMOptions:
             kv_cache_bytes=1 << 30 if self.resolved_device == "cpu" else None,
             max_num_batched_tokens=self.max_batch_tokens,
             max_num_seqs=self.max_in_flight,
+            reference_path=self.reference,
+            implicit_beta=self.implicit_beta,
         )
 
     def that_change_scores(self) -> dict[str, Any]:
@@ -180,6 +184,8 @@ def add_prm_options(parser: argparse.ArgumentParser, is_required: bool) -> None:
     add = group.add_argument
     add("--prm", required=is_required, metavar="PATH", help="folder or hub name of the process reward model")
     add("--adapter", default="auto", help="family of the PRM (default: read off its config and files)")
+    add("--reference", default="", metavar="PATH", help="of an implicit PRM: the model it is compared with")
+    add("--implicit-beta", type=float, default=0.05, help="of an implicit PRM: factor of the log-ratio (default: 0.05)")
     add("--backend", choices=sorted(PRM_BACKENDS), default="hf", help="what runs it (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
     add(
@@ -198,7 +204,7 @@ def add_prm_options(parser: argparse.ArgumentParser, is_required: bool) -> None:
         "--overlong",
         choices=("window", "extend", "error"),
         default="window",
-        help="an answer longer than the PRM's context (default: overlapping windows, flagged)",
+        help="an answer longer than the PRM's context: windows (default), up to --max-length, or no score",
     )
     add("--max-length", type=int, metavar="N", help="longest input in tokens (default: the PRM's context)")
     add("--max-batch-tokens", type=int, default=8192, metavar="N", help="per forward pass (default: %(default)s)")
@@ -333,7 +339,8 @@ class _Watched:
             if not np.isfinite(answer.logits).all():
                 raise PRMInputError("the PRM gave NaN or infinite logits")
         except (PRMInputError, ScoringFailedError) as error:
-            self.reasons[request.request_id] = str(error)
+            # a request's name is its place in the batch, which means nothing to the user
+            self.reasons[request.request_id] = str(error).removeprefix(f"{request.request_id}: ")
             raise PRMInputError(str(error)) from error
         return answer
 

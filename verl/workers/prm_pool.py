@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from verl.rewards.prm.dispatch import Dispatcher, DispatchSettings, spread_over
 from verl.rewards.prm.spec import PRMSpec
-from verl.rewards.prm.types import ScoreRequest, StepLogits
+from verl.rewards.prm.types import PRMInputError, ScoreRequest, StepLogits
 from verl.utils.errors import UserError
 from verl.workers.process_reward import ProcessRewardServer
 
@@ -74,6 +74,10 @@ class RemoteScorer:
         except asyncio.CancelledError:
             ray.cancel(reference)  # a request that took too long must not go on keeping the replica busy
             raise
+        except RayTaskError as error:
+            if isinstance(error.cause, PRMInputError):  # what is wrong with the request, without a remote traceback
+                raise error.cause from error
+            raise
         return answer
 
 
@@ -106,6 +110,11 @@ class PRMPool:
         self._settings = settings or PoolSettings()
         self._servers: list[Any] = []
         self._dispatcher: Dispatcher | None = None
+
+    @property
+    def servers(self) -> tuple[Any, ...]:
+        """Handles of the replicas, none before `start` and after `close`."""
+        return tuple(self._servers)
 
     @property
     def counts(self) -> dict[str, int]:
