@@ -7,6 +7,7 @@ Knows inputs and positions; knows no reasoning steps and no families.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ from verl.workers.vllm_prm_args import language_model_args, pooling_args
 
 class RowReader(Protocol):
     """Engines that are running, and how one input's rows are got from them."""
+
+    counts: Counter[str]
+    """`tokens` shown to the engines so far, and `cached_tokens`, those of them whose work was not done again."""
 
     async def rows(self, name: str, item: PRMInput) -> np.ndarray:
         """Run one input.
@@ -56,6 +60,7 @@ class PooledRows:
             loaded: Its adapter.
         """
         self._llm = AsyncLLM.from_engine_args(pooling_args(spec, loaded))
+        self.counts: Counter[str] = Counter()
 
     async def rows(self, name: str, item: PRMInput) -> np.ndarray:
         """See `RowReader.rows`.
@@ -72,6 +77,7 @@ class PooledRows:
         expected = (len(ids) - output.num_cached_tokens, 2)
         if tuple(logits.shape) != expected:
             raise RuntimeError(f"vLLM gave {tuple(logits.shape)} logits in place of {expected} for {name}")
+        self.counts.update(tokens=len(ids), cached_tokens=output.num_cached_tokens)
         kept: np.ndarray = logits.float().cpu().numpy()[item.score_positions - len(ids)]
         return kept
 
@@ -96,6 +102,7 @@ class LogRatioRows:
         """
         self._beta = spec.implicit_beta
         self._engines: list[AsyncLLM] = []
+        self.counts: Counter[str] = Counter()
         try:
             for folder in (loaded.folder, find_folder(spec.reference_path, REFERENCE_KEY)):
                 arguments = language_model_args(spec, loaded, folder, num_engines=2)
@@ -107,6 +114,7 @@ class LogRatioRows:
     async def rows(self, name: str, item: PRMInput) -> np.ndarray:
         """See `RowReader.rows`; [k, 2] float64 rows (0, total)."""
         ids = _shown(item)
+        self.counts.update(tokens=len(ids) * len(self._engines))
         model, reference = await asyncio.gather(*(_log_probs(engine, ids, name) for engine in self._engines))
         ratios = self._beta * (model - reference)
         ratios[: item.score_positions[0] + 1] = 0.0

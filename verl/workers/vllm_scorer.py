@@ -56,6 +56,12 @@ class VLLMScorer:
         named = [(f"{request.request_id}#{next(self._numbers)}", item) for item in plan.inputs]
         return plan.gather(await asyncio.gather(*(self._reader.rows(name, item) for name, item in named)))
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens shown to the engines, and those among them that came from the prefix cache."""
+        counts = self._reader.counts if self._reader is not None else {}
+        return {name: counts.get(name, 0) for name in ("tokens", "cached_tokens")}
+
     async def close(self) -> None:
         """End the engines."""
         if self._reader is not None:
