@@ -190,7 +190,10 @@ def run_comparison(arguments: argparse.Namespace, console: Console) -> int:
             raise UserError.for_key(f"--{name}", getattr(arguments, name), "must be 1 or more", "Raise it")
     sizes = Sizes(arguments.steps, arguments.test_freq, arguments.val_samples)
     runs = plan_runs(out_dir, arguments.methods, arguments.seeds, sizes)
-    record_comparison(assets, out_dir, runs, shlex.join(["bash", "recipe/miniature/compare.sh", *sys.argv[1:]]))
+    # the folders' names are this machine's own
+    options = [word for word in sys.argv[1:] if word not in (str(arguments.assets), str(arguments.out_dir))]
+    command = shlex.join(["bash", "recipe/miniature/compare.sh", "ASSETS", "OUT_DIR", *options])
+    record_comparison(assets, out_dir, runs, command)
     left = unfinished(runs, console)
     console.print(f"{len(left)} of {len(runs)} runs to do, {arguments.jobs} at once", highlight=False)
     started = time.monotonic()

@@ -27,7 +27,7 @@ SHOWN_MONITORS = (
     "prm/on_wrong/mean",
 )
 _SMOOTHING = 10
-_DPI = 110
+_DPI = 90
 _PANEL_COLUMNS = 3
 
 

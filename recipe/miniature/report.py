@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from recipe.miniature.plots import write_plots
-from recipe.miniature.runs import write_json
+from recipe.miniature.runs import VALIDATION_FOLDER, write_json
 from recipe.miniature.summary import (
     BASELINE,
     LEVELS,
@@ -237,7 +237,8 @@ def _run_numbers(run: FinishedRun) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "commit": run.record.get("commit"),
-        "arguments": run.record.get("arguments"),
+        # without the folder of the dumps, which is a name of this machine
+        "arguments": [each for each in run.record.get("arguments", []) if VALIDATION_FOLDER not in each],
         "accuracy": {str(step): value for step, value in run.curve.items()},
         "answers": {str(step): _without_nan(judged) for step, judged in run.answers.items()},
     }

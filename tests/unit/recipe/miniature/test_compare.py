@@ -153,7 +153,10 @@ def test_report_says_what_there_is_and_what_is_missing(comparison: Path) -> None
         "| grpo_ps | 2 | 0.400 ± 0.000 | 0.550 ± 0.071 [0.500, 0.600] | 0.600, 0.500 | -0.200 ± 0.141 | 0.550 ± 0.106 |"
     )
     assert rows["rule_only"] == "| rule_only | 1.00 ± 0.00 | - |", "the time table is the last; the first step is out"
-    assert json.loads(files[1].read_text())["missing"]["papo seed 1"] == "not started"
+    data = files[1].read_text()
+    assert json.loads(data)["missing"]["papo seed 1"] == "not started"
+    assert str(comparison) not in data + text, "the report is to be committed: no folder of this machine"
+    assert "trainer.seed=1" in json.loads(data)["methods"]["grpo_ps"]["runs"][0]["arguments"]
     for path in files[2:]:
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG") and 5_000 < len(content) < 200_000
