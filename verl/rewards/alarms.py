@@ -143,6 +143,7 @@ class AlarmBoard:
         """
         self._rules = list(rules)
         self._in_row = {rule.name: 0 for rule in rules}
+        self._seen: set[str] = set()
         self._first_values: dict[str, list[float]] = {rule.name: [] for rule in rules if rule.kind == "growth"}
         if len(self._in_row) != len(self._rules):
             raise ValueError(f"two alarms have the same name: {sorted(rule.name for rule in rules)}")
@@ -162,6 +163,7 @@ class AlarmBoard:
             value = metrics.get(rule.metric)
             if value is None or not math.isfinite(value):
                 continue
+            self._seen.add(rule.name)
             baseline = self._baseline(rule, value)
             was_on = self._is_on(rule)
             self._in_row[rule.name] = self._in_row[rule.name] + 1 if rule.is_crossed(value, baseline) else 0
@@ -171,8 +173,8 @@ class AlarmBoard:
         return begun
 
     def metrics(self) -> dict[str, float]:
-        """Return `alarm/NAME` -> 1 where the alarm is on, else 0."""
-        return {f"alarm/{rule.name}": float(self._is_on(rule)) for rule in self._rules}
+        """Return `alarm/NAME` -> 1 where the alarm is on, else 0; nothing of metrics that were never there."""
+        return {f"alarm/{rule.name}": float(self._is_on(rule)) for rule in self._rules if rule.name in self._seen}
 
     def raise_for(self, alarms: Sequence[Alarm]) -> None:
         """End the run where its owner asked for it.

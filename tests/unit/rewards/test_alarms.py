@@ -139,11 +139,11 @@ def test_patience_counts_steps_in_a_row_and_a_missing_metric_changes_nothing():
 
 
 def test_an_alarm_says_what_happened_and_is_a_metric(caplog):
-    board = AlarmBoard([dataclasses.replace(RULE, patience=1)])
+    board = AlarmBoard([dataclasses.replace(RULE, patience=1), AlarmRule("prm", "prm/auc/mean", "below", 0.5)])
     (alarm,) = board.check(12, {"m": 0.75})
     assert str(alarm) == "alarm n at step 12: m=0.75 is above 0.5, this training step (reward_model.alarms.n)"
     assert str(alarm) in caplog.text
-    assert board.metrics() == {"alarm/n": 1.0}
+    assert board.metrics() == {"alarm/n": 1.0}, "nothing of a PRM that is not there"
     board.raise_for([alarm])
 
 
