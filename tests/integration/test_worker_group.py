@@ -15,6 +15,7 @@ import torch
 
 from verl.protocol import DataProto
 from verl.single_controller import (
+    DataShare,
     Dispatch,
     RayWorkerGroup,
     ResourcePool,
@@ -65,11 +66,23 @@ class Doubler(Worker):
         """Has no mark."""
 
 
+class Pair(Doubler):
+    """Two ranks that work on the same rows, as those of one tensor- or sequence-parallel group do."""
+
+    @register(Dispatch.ONE_TO_ALL)
+    def data_shares(self) -> dict[str, DataShare]:
+        return {"main": DataShare(0, 1), "own": DataShare(self.place.rank, 2)}
+
+    @register(Dispatch.DP_COMPUTE_METRIC, role="own")
+    def own_total(self, batch: DataProto) -> int:
+        return int(batch.batch["value"].sum())
+
+
 @contextmanager
-def started_group() -> Iterator[RayWorkerGroup]:
+def started_group(worker_class: type[Worker] = Doubler) -> Iterator[RayWorkerGroup]:
     pool = ResourcePool("test", num_nodes=1, devices_per_node=2, device="cpu")
     pool.acquire(timeout_s=60)
-    spec = WorkerSpec(Doubler, {"factor": 2}, env_vars={"VERL_TEST_WORD": "yes"}, name="doubler")
+    spec = WorkerSpec(worker_class, {"factor": 2}, env_vars={"VERL_TEST_WORD": "yes"}, name="doubler")
     group = RayWorkerGroup(pool, spec, start_timeout_s=240)
     yield group
     group.shutdown()
@@ -106,6 +119,17 @@ def test_a_batch_is_cut_over_the_ranks_and_joined_in_order(group: RayWorkerGroup
     assert result.non_tensor_batch["seen"].tolist() == ["0:0", "0:1", "0:2", "1:3", "1:4", "1:5"]
     assert group.total(rows(6)) == [0 + 1 + 2, 3 + 4 + 5]
     assert group.call("total", rows(2)) == [0, 1]
+    assert group.dp_size == 2
+
+
+def test_ranks_that_share_a_model_get_the_same_rows_and_one_answers(ray_cluster: str) -> None:
+    with started_group(Pair) as group:
+        assert (group.dp_size, group.world_size) == (1, 2)
+        result = group.scale(rows(3))
+        assert result.batch["scaled"].tolist() == [0, 2, 4]
+        assert result.non_tensor_batch["seen"].tolist() == ["0:0", "0:1", "0:2"]
+        assert group.total(rows(3)) == [3]
+        assert group.own_total(rows(4)) == [0 + 1, 2 + 3]
 
 
 def test_an_uneven_batch_is_refused_and_the_group_goes_on(group: RayWorkerGroup) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One controller, many workers: declared dispatch over a group of ranks. Knows no model and no training."""
 
-from verl.single_controller.base.decorator import Dispatch, register
+from verl.single_controller.base.decorator import DataShare, Dispatch, register
 from verl.single_controller.base.worker import Worker, WorkerPlace
 from verl.single_controller.ray.resource_pool import ResourcePool
 from verl.single_controller.ray.worker_group import RayWorkerGroup, WorkerSpec
 
-__all__ = ["Dispatch", "RayWorkerGroup", "ResourcePool", "Worker", "WorkerPlace", "WorkerSpec", "register"]
+__all__ = ["DataShare", "Dispatch", "RayWorkerGroup", "ResourcePool", "Worker", "WorkerPlace", "WorkerSpec", "register"]

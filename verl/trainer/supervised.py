@@ -26,9 +26,12 @@ Encoder = Callable[[Rows, int], DataProto]
 
 
 class Group(Protocol):
-    """What the loop needs of a worker group; metrics come once per rank."""
+    """What the loop needs of a worker group; metrics come once per data-parallel rank."""
 
-    world_size: int
+    @property
+    def dp_size(self) -> int:
+        """Ranks over which a batch is cut."""
+        ...
 
     def update(self, batch: DataProto) -> list[dict[str, float]]:
         """Make one optimizer step."""
@@ -54,7 +57,7 @@ class SupervisedData:
     Args:
         train: One pass gives the batches of an epoch, as columns of rows; has a length.
         val: Batches of the held-out rows; None for none.
-        encode: Turns columns of rows and the number of ranks into a batch.
+        encode: Turns columns of rows and the number of data-parallel ranks into a batch.
     """
 
     train: Any
@@ -100,7 +103,7 @@ class SupervisedTrainer:
             is_last = step == self._total_steps
             timer = StageTimer()
             with timer("step"):
-                metrics = self._group.update(self._data.encode(next(batches), self._group.world_size))[0]
+                metrics = self._group.update(self._data.encode(next(batches), self._group.dp_size))[0]
             tokens = metrics.get("train/num_tokens", 0.0)
             metrics["perf/tokens_per_s"] = tokens / timer.seconds["step"]
             if self._data.val is not None and (is_last or _is_due(step, self._config.test_freq)):
@@ -122,7 +125,7 @@ class SupervisedTrainer:
         sums: dict[str, float] = {}
         num_targets = 0.0
         for rows in self._data.val or ():
-            metrics = self._group.evaluate(self._data.encode(rows, self._group.world_size))[0]
+            metrics = self._group.evaluate(self._data.encode(rows, self._group.dp_size))[0]
             count = metrics.pop("num_targets")
             num_targets += count
             for name, value in metrics.items():

@@ -24,7 +24,7 @@ from verl.engines.packing import PaddedSequences
 from verl.engines.policy_update import PolicyBatch, update_policy
 from verl.engines.token_log_probs import compute_log_probs
 from verl.protocol import DataProto
-from verl.single_controller import Dispatch, Worker, WorkerPlace, register
+from verl.single_controller import DataShare, Dispatch, Worker, WorkerPlace, register
 from verl.utils.device import ensure_process_group, release_memory, resolve_device
 from verl.utils.tokenizer import load_tokenizer
 from verl.weight_sync.base import SyncReport, WeightSender, WeightStream
@@ -96,6 +96,16 @@ class ActorRolloutRefWorker(Worker):
         self._offload_idle()
 
     @register(Dispatch.ONE_TO_ALL)
+    def data_shares(self) -> dict[str, DataShare]:
+        """Which part of a batch each engine of this rank works on; the models must be loaded.
+
+        Returns:
+            `main` for the actor, and `ref` for the reference where there is one.
+        """
+        engines = {"main": self._actor, "ref": self._ref}
+        return {name: DataShare(e.dp_rank, e.dp_size) for name, e in engines.items() if e is not None}
+
+    @register(Dispatch.ONE_TO_ALL)
     def init_weight_sync(self, backend: str, servers: Sequence[Any]) -> None:
         """Connect to the rollout servers.
 
@@ -126,7 +136,7 @@ class ActorRolloutRefWorker(Worker):
         assert result.entropy is not None
         return DataProto.from_dict(tensors={"old_log_probs": result.log_probs, "entropys": result.entropy})
 
-    @register(Dispatch.DP_COMPUTE_PROTO)
+    @register(Dispatch.DP_COMPUTE_PROTO, role="ref")
     def compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         """Log-probs of the responses under the reference.
 

@@ -11,7 +11,7 @@ from verl.engines.base import build_engine
 from verl.engines.packing import LabelledSequences, PaddedSequences
 from verl.engines.supervised_update import SupervisedBatch, evaluate_supervised, update_supervised
 from verl.protocol import DataProto
-from verl.single_controller import Dispatch, Worker, WorkerPlace, register
+from verl.single_controller import DataShare, Dispatch, Worker, WorkerPlace, register
 from verl.utils.device import ensure_process_group, resolve_device
 from verl.utils.tokenizer import load_tokenizer
 from verl.workers.supervised_specs import SupervisedTrainerRoot, supervised_engine_spec, supervised_micro_batches
@@ -53,6 +53,15 @@ class SupervisedWorker(Worker):
         ensure_process_group(resolve_device(self._device_name, self.place.local_rank))
         torch.manual_seed(self._config.trainer.seed)
         self._engine = build_engine(supervised_engine_spec(self._config, self._device_name, total_steps))
+
+    @register(Dispatch.ONE_TO_ALL)
+    def data_shares(self) -> dict[str, DataShare]:
+        """Which part of a batch this rank works on; the model must be loaded.
+
+        Returns:
+            `main` for the engine.
+        """
+        return {"main": DataShare(self._engine.dp_rank, self._engine.dp_size)}
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update(self, batch: DataProto) -> dict[str, float]:

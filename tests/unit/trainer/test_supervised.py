@@ -17,7 +17,7 @@ from verl.trainer.supervised_batches import sft_batch
 class RecordingGroup:
     """Two ranks; the loss of a batch is its first response token."""
 
-    world_size = 2
+    dp_size = 2
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -7,7 +7,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from verl.single_controller.base.decorator import Dispatch, register
+from verl.single_controller.base.decorator import MAIN_ROLE, DataShare, Dispatch, register
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,15 @@ class Worker:
             place: Where this rank stands.
         """
         self.place = place
+
+    @register(Dispatch.ONE_TO_ALL)
+    def data_shares(self) -> dict[str, DataShare]:
+        """Which part of a batch this rank works on; asked once, before the first call that cuts a batch.
+
+        Returns:
+            By role (see `register`); here every rank of the group gets a part of its own.
+        """
+        return {MAIN_ROLE: DataShare(self.place.rank, self.place.world_size)}
 
     @register(Dispatch.ONE_TO_ALL)
     def find_free_port(self) -> tuple[str, int]:

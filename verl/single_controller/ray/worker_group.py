@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
-from verl.single_controller.base.decorator import Dispatch, dispatch_mode_of, join_results, split_arguments
+from verl.protocol import DataProto
+from verl.single_controller.base.decorator import (
+    MAIN_ROLE,
+    DataShare,
+    Dispatch,
+    dispatch_mode_of,
+    dispatch_role_of,
+    join_results,
+    output_ranks,
+    split_arguments,
+)
 from verl.single_controller.base.worker import Worker, WorkerPlace
 from verl.single_controller.ray.resource_pool import ResourcePool
 
@@ -51,11 +61,11 @@ class RayWorkerGroup:
         """
         self.world_size = pool.world_size
         self._name = spec.name
+        self._shares: dict[str, list[DataShare]] = {}
         self._actors = [self._start_actor(pool, spec, rank) for rank in range(pool.world_size)]
         for name in dir(spec.worker_class):
-            mode = dispatch_mode_of(getattr(spec.worker_class, name))
-            if mode is not None:
-                setattr(self, name, self._bind(name, mode))
+            if dispatch_mode_of(getattr(spec.worker_class, name)) is not None:
+                setattr(self, name, partial(self.call, name))
         address, port = self._wait([self._actors[0].find_free_port.remote()], "find_free_port", start_timeout_s)[0]
         self.call("set_rendezvous", address, port)
 
@@ -74,8 +84,18 @@ class RayWorkerGroup:
         Raises:
             RuntimeError: A rank died, or did not answer in time.
         """
-        mode = dispatch_mode_of(getattr(self._worker_class, method)) or Dispatch.ONE_TO_ALL
-        return join_results(mode, self._wait(self._submit(mode, method, args, kwargs), method, timeout_s))
+        marked = getattr(self._worker_class, method)
+        mode = dispatch_mode_of(marked)
+        if mode is None or mode is Dispatch.ONE_TO_ALL:
+            return self._wait(self._submit(method, [(args, kwargs)] * self.world_size), method, timeout_s)
+        shares = self._shares_of(dispatch_role_of(marked))
+        results = self._wait(self._submit(method, split_arguments(shares, args, kwargs)), method, timeout_s)
+        return join_results(mode, shares, results)
+
+    @property
+    def dp_size(self) -> int:
+        """Chunks into which a batch is cut; asks the ranks on first use, so their model must be loaded."""
+        return self._shares_of(MAIN_ROLE)[0].dp_size
 
     @property
     def actors(self) -> list[Any]:
@@ -100,17 +120,32 @@ class RayWorkerGroup:
             max_concurrency=1,
         ).remote(place=place, **spec.kwargs)
 
-    def _bind(self, method: str, mode: Dispatch) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return join_results(mode, self._wait(self._submit(mode, method, args, kwargs), method, None))
+    def _shares_of(self, role: str) -> list[DataShare]:
+        """What the ranks said about a role, in rank order."""
+        if not self._shares:
+            answers: list[dict[str, DataShare]] = self.call("data_shares")
+            shares = {name: [answer[name] for answer in answers] for name in answers[0]}
+            for of_one_role in shares.values():
+                output_ranks(of_one_role)  # complain now, not when the first results come back
+            self._shares = shares
+        return self._shares[role]
 
-        return call
+    def _submit(self, method: str, per_rank: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+        stored: dict[int, Any] = {}
 
-    def _submit(self, mode: Dispatch, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        per_rank = split_arguments(mode, self.world_size, args, kwargs)
+        def stored_once(value: Any) -> Any:
+            """A chunk that several ranks read is written to Ray's object store once."""
+            if not isinstance(value, DataProto):
+                return value
+            if id(value) not in stored:
+                stored[id(value)] = ray.put(value)
+            return stored[id(value)]
+
         return [
-            getattr(actor, method).remote(*rank_args, **rank_kwargs)
-            for actor, (rank_args, rank_kwargs) in zip(self._actors, per_rank, strict=True)
+            getattr(actor, method).remote(
+                *map(stored_once, args), **{key: stored_once(value) for key, value in kwargs.items()}
+            )
+            for actor, (args, kwargs) in zip(self._actors, per_rank, strict=True)
         ]
 
     def _wait(self, references: list[Any], method: str, timeout_s: float | None) -> list[Any]:

@@ -172,7 +172,7 @@ class RayPPOTrainer:
         """Compare log-probs of servers and trainer on a few short responses from every server; raises on a mismatch."""
         runtime, rollout = self.runtime, self.config.actor_rollout_ref.rollout
         rows = self.train_loader.dataset[0]
-        num_groups = len(runtime.servers) * runtime.actor.world_size
+        num_groups = len(runtime.servers) * runtime.actor.dp_size
         prompts = prompt_batch(
             {key: [value] * num_groups for key, value in rows.items()}, "proof", runtime.pad_token_id
         )

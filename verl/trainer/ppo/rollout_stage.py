@@ -90,12 +90,12 @@ class RolloutStage:
         return {f"{request.uid}-{_GREEDY}": request for request in requests} if self._wants_greedy else {}
 
     def _balance(self, batch: DataProto) -> DataProto:
-        """Deal the rows to the ranks."""
-        world_size = self._runtime.actor.world_size
-        if not self._config.trainer.balance_batch or world_size == 1:
+        """Deal the rows to the data-parallel ranks."""
+        dp_size = self._runtime.actor.dp_size
+        if not self._config.trainer.balance_batch or dp_size == 1:
             return batch
         rows = self._config.actor_rollout_ref.actor.ppo_mini_batch_size * self._group_size
-        return batch.reorder(balanced_order(sequence_lengths(batch).numpy(), world_size, rows))
+        return batch.reorder(balanced_order(sequence_lengths(batch).numpy(), dp_size, rows))
 
 
 def _as_greedy(uid: str, request: GroupRequest) -> GroupRequest:

@@ -6,7 +6,24 @@ import pytest
 import torch
 
 from verl.protocol import DataProto
-from verl.single_controller.base.decorator import Dispatch, dispatch_mode_of, join_results, register, split_arguments
+from verl.single_controller.base.decorator import (
+    DataShare,
+    Dispatch,
+    dispatch_mode_of,
+    dispatch_role_of,
+    join_results,
+    output_ranks,
+    register,
+    split_arguments,
+)
+
+# four ranks, two of which share each chunk; a tensor-parallel mesh numbers neighbours together, a pipeline does not
+NEIGHBOURS = [DataShare(0, 2), DataShare(0, 2), DataShare(1, 2), DataShare(1, 2)]
+INTERLEAVED = [DataShare(0, 2), DataShare(1, 2), DataShare(0, 2), DataShare(1, 2)]
+
+
+def own_chunks(count: int) -> list[DataShare]:
+    return [DataShare(rank, count) for rank in range(count)]
 
 
 def batch(num_rows: int, width: int = 2) -> DataProto:
@@ -27,17 +44,13 @@ def test_register_marks_and_returns_the_same_method() -> None:
     assert dispatch_mode_of(3) is None
 
 
-def test_one_to_all_gives_every_rank_the_whole_batch() -> None:
-    rows = batch(5)
-    calls = split_arguments(Dispatch.ONE_TO_ALL, 2, (rows, 3), {"flag": True})
-    assert len(calls) == 2
-    for args, kwargs in calls:
-        assert args[0] is rows and args[1] == 3 and kwargs == {"flag": True}
+def test_a_method_names_the_role_whose_shares_count() -> None:
+    assert dispatch_role_of(register(Dispatch.DP_COMPUTE_PROTO, role="ref")(lambda: None)) == "ref"
+    assert dispatch_role_of(register(Dispatch.DP_COMPUTE_PROTO)(lambda: None)) == "main"
 
 
-@pytest.mark.parametrize("mode", [Dispatch.DP_COMPUTE_PROTO, Dispatch.DP_COMPUTE_METRIC])
-def test_batches_are_cut_wherever_they_stand_and_other_arguments_repeated(mode: Dispatch) -> None:
-    calls = split_arguments(mode, 3, (batch(6), "x"), {"other": batch(3), "n": 1})
+def test_batches_are_cut_wherever_they_stand_and_other_arguments_repeated() -> None:
+    calls = split_arguments(own_chunks(3), (batch(6), "x"), {"other": batch(3), "n": 1})
     assert len(calls) == 3
     for rank, (args, kwargs) in enumerate(calls):
         assert args[0].non_tensor_batch["uid"].tolist() == [f"u{2 * rank}", f"u{2 * rank + 1}"]
@@ -46,27 +59,52 @@ def test_batches_are_cut_wherever_they_stand_and_other_arguments_repeated(mode: 
         assert (args[1], kwargs["n"]) == ("x", 1)
 
 
+@pytest.mark.parametrize("shares", [NEIGHBOURS, INTERLEAVED])
+def test_ranks_that_share_a_model_get_the_same_rows(shares: list[DataShare]) -> None:
+    calls = split_arguments(shares, (batch(4),), {})
+    for share, (args, _) in zip(shares, calls, strict=True):
+        assert args[0].non_tensor_batch["uid"].tolist() == [f"u{2 * share.dp_rank}", f"u{2 * share.dp_rank + 1}"]
+    of_chunk = [[args[0] for share, (args, _) in zip(shares, calls, strict=True) if share.dp_rank == n] for n in (0, 1)]
+    assert all(first is second for first, second in of_chunk)  # one object, so that it is stored once
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="5 rows"):
-        split_arguments(Dispatch.DP_COMPUTE_PROTO, 2, (batch(5),), {})
-    with pytest.raises(ValueError, match="1 rows"):
-        split_arguments(Dispatch.DP_COMPUTE_METRIC, 2, (), {"batch": batch(1)})
+        split_arguments(own_chunks(2), (batch(5),), {})
+    with pytest.raises(ValueError, match="3 rows"):
+        split_arguments(NEIGHBOURS, (), {"batch": batch(3)})
 
 
-def test_what_was_cut_is_joined_again_in_rank_order() -> None:
+@pytest.mark.parametrize("shares", [own_chunks(3), NEIGHBOURS, INTERLEAVED])
+def test_what_was_cut_is_joined_again_once_and_in_the_order_of_the_chunks(shares: list[DataShare]) -> None:
     rows = batch(6)
-    parts = [args[0] for args, _ in split_arguments(Dispatch.DP_COMPUTE_PROTO, 3, (rows,), {})]
-    joined = join_results(Dispatch.DP_COMPUTE_PROTO, parts)
+    parts = [args[0] for args, _ in split_arguments(shares, (rows,), {})]
+    joined = join_results(Dispatch.DP_COMPUTE_PROTO, shares, parts)
     assert torch.equal(joined.batch["responses"], rows.batch["responses"])
     assert np.array_equal(joined.non_tensor_batch["uid"], rows.non_tensor_batch["uid"])
 
 
 def test_parts_of_different_width_are_padded_by_the_schema() -> None:
-    joined = join_results(Dispatch.DP_COMPUTE_PROTO, [batch(1, width=2), batch(1, width=3)])
+    joined = join_results(Dispatch.DP_COMPUTE_PROTO, own_chunks(2), [batch(1, width=2), batch(1, width=3)])
     assert joined.batch["responses"].tolist() == [[0, 1, 9], [0, 1, 2]]
 
 
-@pytest.mark.parametrize("mode", [Dispatch.ONE_TO_ALL, Dispatch.DP_COMPUTE_METRIC])
-def test_other_results_stay_a_list(mode: Dispatch) -> None:
-    results = [{"loss": 1.0}, {"loss": 2.0}]
-    assert join_results(mode, results) == results
+def test_metrics_come_once_per_chunk_from_ranks_that_may_speak() -> None:
+    results = ["a", "b", "c", "d"]
+    assert join_results(Dispatch.DP_COMPUTE_METRIC, NEIGHBOURS, results) == ["a", "c"]
+    assert join_results(Dispatch.DP_COMPUTE_METRIC, INTERLEAVED, results) == ["a", "b"]
+    last_stage = [DataShare(0, 2, False), DataShare(1, 2, False), DataShare(0, 2), DataShare(1, 2)]
+    assert join_results(Dispatch.DP_COMPUTE_METRIC, last_stage, results) == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([DataShare(0, 1), DataShare(0, 2)], r"disagree.*\[1, 2\]"),
+        ([DataShare(0, 2), DataShare(0, 2)], r"2 data-parallel ranks are promised, results come from \[0\]"),
+        ([DataShare(0, 2), DataShare(1, 2, False)], r"results come from \[0\]"),
+    ],
+)
+def test_shares_that_leave_a_chunk_without_a_voice_are_refused(shares: list[DataShare], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        output_ranks(shares)

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from verl.single_controller.base.decorator import Dispatch, dispatch_mode_of
+from verl.single_controller.base.decorator import DataShare, Dispatch, dispatch_mode_of
 from verl.single_controller.base.worker import Worker, WorkerPlace
 
 NAMES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -43,6 +43,11 @@ def test_the_free_port_can_be_listened_on_at_the_address() -> None:
         assert server.accept()[1][0] == address
 
 
-def test_both_methods_are_offered_to_the_controller() -> None:
+def test_every_rank_has_a_part_of_the_batch_of_its_own() -> None:
+    assert Worker(WorkerPlace(3, 4, 1, 1)).data_shares() == {"main": DataShare(3, 4)}
+
+
+def test_all_methods_are_offered_to_the_controller() -> None:
+    assert dispatch_mode_of(Worker.data_shares) is Dispatch.ONE_TO_ALL
     assert dispatch_mode_of(Worker.find_free_port) is Dispatch.ONE_TO_ALL
     assert dispatch_mode_of(Worker.set_rendezvous) is Dispatch.ONE_TO_ALL
