@@ -253,7 +253,14 @@ _SUPERVISED: tuple[Entry, ...] = (
     Renamed("optim.clip_grad", "grad_clip"),
 )
 
-ENTRIES: tuple[Entry, ...] = (*_POLICY, *_DATA, *_REWARD, *_RUN, *_SUPERVISED)
+_GENERATION: tuple[Entry, ...] = (
+    Renamed("data.n_samples", "n_samples"),
+    Renamed("data.output_path", "output"),
+    Renamed("rollout.prompt_length", "data.max_prompt_length"),
+    Renamed("rollout.response_length", "data.max_response_length"),
+)
+
+ENTRIES: tuple[Entry, ...] = (*_POLICY, *_DATA, *_REWARD, *_RUN, *_SUPERVISED, *_GENERATION)
 """The table."""
 
 _SHORT_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16", "half": "float16", "float": "float32"}

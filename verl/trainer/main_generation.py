@@ -8,7 +8,7 @@ ReasonFlux-PRM as its authors ask for it:
 
     python3 -m verl.trainer.main_generation model.path=Gen-Verse/ReasonFlux-PRM-Qwen-2.5-7B \\
         data.path=problems.jsonl data.prompt_key=problem output=answers.jsonl \\
-        data.system_message='"Please reason step by step, and put your final answer in \\\\boxed{}."'
+        data.system_message='"Please reason step by step, and put your final answer in \\boxed{}."'
 
 `python3 -m verl.trainer.main_eval data.path=responses.parquet` grades what it writes.
 """

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from verl.config import EvaluationConfig, GenerationConfig
@@ -80,3 +84,24 @@ def test_evaluation_needs_a_file_and_looks_for_the_users_function(tmp_path) -> N
     config = load_config("evaluation", [f"data.path={tmp_path}/rows.jsonl", own], EvaluationConfig).config
     with pytest.raises(UserError, match="custom_reward_function.path"):
         check_files(config)
+
+
+def test_old_names_of_verl_are_mapped() -> None:
+    old = ["data.n_samples=4", "data.output_path=o.jsonl", "rollout.prompt_length=7", "rollout.response_length=9"]
+    loaded = load_config("generation", ["model.path=org/m", "data.path=p.jsonl", *old], GenerationConfig)
+    config = loaded.config
+    assert (config.n_samples, config.output) == (4, "o.jsonl")
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (7, 9)
+    assert sum(" is read as " in notice for notice in loaded.notices) == 4
+
+
+def test_the_documented_command_says_what_it_means(tmp_path) -> None:
+    """Quotes for the shell, quotes for Hydra, and a backslash: the model must get exactly this message."""
+    document = (Path(__file__).resolve().parents[3] / "docs" / "prm_usage.md").read_text()
+    (command,) = re.findall(r"```bash\n(python3 -m verl\.trainer\.main_generation.*?)```", document, flags=re.DOTALL)
+    arguments = subprocess.run(
+        ["bash", "-c", f"python3() {{ printf '%s\\0' \"$@\"; }}\n{command}"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[2:-1]
+    config = load_config("generation", arguments, GenerationConfig).config
+    assert config.data.system_message == "Please reason step by step, and put your final answer in \\boxed{}."
+    assert config.data.prompt_key == "problem" and config.rollout.temperature == 0.0

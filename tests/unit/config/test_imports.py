@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.helpers.configs import WITH_PRM, load
-from verl.config import PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
+from verl.config import EvaluationConfig, GenerationConfig, PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
 
 HEAVY = {"torch", "ray", "transformers", "vllm", "numpy", "tensordict", "pandas", "pyarrow"}
 
@@ -28,7 +28,9 @@ def test_dataclasses_do_not_need_hydra() -> None:
     assert not {"hydra", "omegaconf"} & set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("root", [PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig])
+@pytest.mark.parametrize(
+    "root", [PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig, GenerationConfig, EvaluationConfig]
+)
 def test_roots_travel_in_a_pickle(root: type) -> None:
     assert pickle.loads(pickle.dumps(root())) == root()
 

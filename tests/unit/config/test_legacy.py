@@ -4,12 +4,13 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.configs import WITH_PRM, load, refusal
-from verl.config import PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
+from verl.config import EvaluationConfig, GenerationConfig, PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
 from verl.config.legacy import ENTRIES, VALUES, NoEffect, Renamed, TotalPerStep
 from verl.config.migrate import find_entry
 from verl.config.schema import tree_of
 
-TREES = [tree_of(root) for root in (PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig)]
+ROOTS = (PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig, GenerationConfig, EvaluationConfig)
+TREES = [tree_of(root) for root in ROOTS]
 
 # Keys that GRPO and reward-model scripts of verl 0.4 pass, with values such scripts use.
 VERL_04_KEYS = """

@@ -5,10 +5,10 @@ from typing import Literal
 
 import pytest
 
-from verl.config import PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
+from verl.config import EvaluationConfig, GenerationConfig, PPOTrainerConfig, PRMTrainerConfig, SFTTrainerConfig
 from verl.config.schema import describe_type, tree_of
 
-ROOTS = [PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig]
+ROOTS = [PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig, GenerationConfig, EvaluationConfig]
 
 
 @pytest.mark.parametrize("root", ROOTS)
