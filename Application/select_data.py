@@ -80,8 +80,9 @@ class Reader:
         """Score of a row, NaN where there is none."""
         if self.score is not None:
             value = values.get(self.score)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            return float(value) if is_number else math.nan
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return math.nan
+            return float(value)
         steps, whole = values.get(f"{self.prefix}step_scores"), values.get(f"{self.prefix}traj_score")
         return eq11(steps, whole, self.rule) if steps and whole is not None else math.nan
 

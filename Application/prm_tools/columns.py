@@ -134,8 +134,9 @@ def problem_text(values: Mapping[str, Any], column: str) -> str:
         UnusableRowError: It is neither a text nor chat messages, or empty.
     """
     value = values.get(column)
-    is_chat = isinstance(value, list) and all(isinstance(message, Mapping) for message in value)
-    text = problem_of(value) if is_chat else value
+    text: Any = value
+    if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
+        text = problem_of(value)
     if not isinstance(text, str):
         raise UnusableRowError(f"{column!r} must be a text or chat messages, not {type(value).__name__}")
     if not text.strip():

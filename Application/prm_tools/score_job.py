@@ -20,7 +20,7 @@ from prm_tools.columns import Columns, UnusableRowError, problem_and_answer, rea
 from prm_tools.journal import Journal, fingerprint
 from prm_tools.program import beside, write_json
 from prm_tools.scoring import ItemScorer, PRMOptions, Scored, eq11, open_scorer
-from prm_tools.tables import Record, check_output, write_table
+from prm_tools.tables import Record, check_fit, check_output, write_table
 from verl.rewards.credit import CreditRule
 from verl.utils.errors import UserError
 
@@ -96,7 +96,7 @@ def score_file(job: ScoreJob) -> dict[str, Any]:
     done = _finished_report(job, output, report_file, journal_file)
     if done is not None:
         return done
-    total = _check_rows(job)
+    total = _check_rows(job, output)
     started_s = time.monotonic()
     with Journal(journal_file, job.identity, "--output", job.overwrite) as journal:
         already = len(journal.results)
@@ -138,8 +138,8 @@ def read_report(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _check_rows(job: ScoreJob) -> int:
-    """Refuse to write over a column of the input; returns the number of rows."""
+def _check_rows(job: ScoreJob, output: Path) -> int:
+    """Refuse to write over a column of the input, and rows that the output cannot hold; returns their number."""
     names = {f"{job.prefix}{name}" for name in (*ADDED, *(["steps"] if job.writes_steps else []))}
     total = 0
     for record in read_responses(job.input, "--input", job.columns):
@@ -148,6 +148,7 @@ def _check_rows(job: ScoreJob) -> int:
         if there:
             has = f"{record.place} already has {', '.join(there)}"
             raise UserError.for_key("--prefix", job.prefix, has, "Give another prefix")
+    check_fit(output, (record.values for record in read_responses(job.input, "--input", job.columns)), "--output")
     return total
 
 

@@ -24,6 +24,7 @@ from verl.utils.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _ROWS_AT_ONCE = 1024
+_MISFITS = (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, TypeError)
 
 Rows = Callable[[], Iterator[Mapping[str, Any]]]
 
@@ -126,12 +127,39 @@ def write_table(path: Path, rows: Rows, key: str) -> int:
     try:
         count = write(unfinished, rows)
         unfinished.replace(path)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, TypeError) as error:
-        other = "JSON Lines (.jsonl)" if path.suffix == ".parquet" else "parquet"
-        raise UserError.for_key(key, str(path), f"a column does not fit: {error}", f"Write {other} instead") from error
+    except _MISFITS as error:
+        raise _misfit(path, key, error) from error
     except OSError as error:
         raise UserError.for_key(key, str(path), f"cannot be written: {error}", "Name another file") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     return count
+
+
+def check_fit(path: Path, rows: Iterator[Mapping[str, Any]], key: str) -> None:
+    """Find out whether rows fit into a file's format, before hours are spent on what is to be written beside them.
+
+    Args:
+        path: The file that is to be written.
+        rows: The rows.
+        key: The option that names the file, for messages.
+
+    Raises:
+        UserError: They do not.
+    """
+    try:
+        if path.suffix == ".parquet":
+            _schema_of(rows)
+            return
+        for row in rows:
+            json.dumps(row, default=_as_json)
+    except _MISFITS as error:
+        raise _misfit(path, key, error) from error
+
+
+def _misfit(path: Path, key: str, error: Exception) -> UserError:
+    other = "JSON Lines (.jsonl)" if path.suffix == ".parquet" else "parquet"
+    return UserError.for_key(key, str(path), f"a column does not fit: {error}", f"Write {other} instead")
 
 
 def _read_lines(path: Path) -> Iterator[Record]:
@@ -174,9 +202,7 @@ def _as_json(value: object) -> object:
 
 def _write_parquet(path: Path, rows: Rows) -> int:
     """Find a schema that holds all rows, then write them; a column that the first rows lack is null there."""
-    tables = (pyarrow.Table.from_pylist(part) for part in _parts(rows()))
-    schemas = [table.schema for table in tables]
-    schema = pyarrow.unify_schemas(schemas, promote_options="permissive") if schemas else pyarrow.schema([])
+    schema = _schema_of(rows())
     names = schema.names
     count = 0
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
@@ -185,6 +211,11 @@ def _write_parquet(path: Path, rows: Rows) -> int:
             writer.write_table(pyarrow.Table.from_pylist(whole, schema=schema))
             count += len(part)
     return count
+
+
+def _schema_of(rows: Iterator[Mapping[str, Any]]) -> pyarrow.Schema:
+    schemas = [pyarrow.Table.from_pylist(part).schema for part in _parts(rows)]
+    return pyarrow.unify_schemas(schemas, promote_options="permissive") if schemas else pyarrow.schema([])
 
 
 def _parts(rows: Iterator[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:

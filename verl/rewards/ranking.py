@@ -18,6 +18,8 @@ from verl.rewards.credit import aggregate
 from verl.rewards.scores.answers import plain_answer
 from verl.rewards.scores.equivalence import exact_value
 
+Numbers = Sequence[float] | np.ndarray
+
 AGGREGATIONS = ("last", "min", "mean", "prod")
 
 
@@ -35,7 +37,7 @@ def answer_key(answer: str | None) -> Hashable | None:
     return value if value is not None else plain or None
 
 
-def aggregate_steps(step_scores: Sequence[float], aggregation: str) -> float:
+def aggregate_steps(step_scores: Numbers, aggregation: str) -> float:
     """Turn a response's step scores into one number, NaN without steps (it was not scored: it must not win).
 
     Args:
@@ -50,7 +52,7 @@ def aggregate_steps(step_scores: Sequence[float], aggregation: str) -> float:
     return value if len(scores) else math.nan
 
 
-def argmax(scores: Sequence[float]) -> int:
+def argmax(scores: Numbers) -> int:
     """Return the place of the best score.
 
     Args:
@@ -69,7 +71,7 @@ def majority(keys: Sequence[Hashable | None]) -> int:
     return weighted_vote(keys, np.ones(len(keys)))
 
 
-def weighted_vote(keys: Sequence[Hashable | None], weights: Sequence[float]) -> int:
+def weighted_vote(keys: Sequence[Hashable | None], weights: Numbers) -> int:
     """Return the place of the first candidate whose answer has the greatest sum of weights.
 
     Args:
@@ -104,7 +106,7 @@ def pass_at(correct: Sequence[bool], n: int) -> float:
     return 1.0 - math.comb(wrong, n) / math.comb(total, n)
 
 
-def argmax_at(scores: Sequence[float], correct: Sequence[bool], n: int) -> float:
+def argmax_at(scores: Numbers, correct: Sequence[bool], n: int) -> float:
     """Return the share of n-subsets whose best-scored candidate is right.
 
     The candidate of rank r (0 the best; ties and NaN rank by place, as in `argmax`) is the best of C(M - 1 - r, n - 1)
@@ -127,7 +129,7 @@ def vote_at(
     keys: Sequence[Hashable | None],
     correct: Sequence[bool],
     subsets: np.ndarray,
-    weights: Sequence[float] | None = None,
+    weights: Numbers | None = None,
 ) -> float:
     """Return the share of subsets in which a vote chooses a right candidate.
 

@@ -55,7 +55,9 @@ class Selection:
     dropped: Mapping[str, int]
 
 
-def select(scores: Sequence[float], prompts: Sequence[str], sources: Sequence[str], rule: SelectionRule) -> Selection:
+def select(
+    scores: Sequence[float] | np.ndarray, prompts: Sequence[str], sources: Sequence[str], rule: SelectionRule
+) -> Selection:
     """Choose trajectories.
 
     Args:

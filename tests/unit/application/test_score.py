@@ -270,6 +270,7 @@ class TestUserErrors:
         ended = score(*options(prm, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet"))
         assert ended.code == 2
         assert "Write JSON Lines (.jsonl) instead" in ended.err
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"], "told before anything was scored"
 
     def test_a_prm_with_reversed_classes(self, score, prm, source, tmp_path):
         """Of a random PRM and the same with its classes swapped, exactly one fails the self-test."""
