@@ -203,7 +203,8 @@ def _check_equal(scores: dict[str, list[np.ndarray]]) -> None:
 
 
 def _responses(scenario: str, spec: PRMSpec, arguments: argparse.Namespace, seed: int) -> list[Growing]:
-    return grow(scenario_answers(scenario, arguments.answers, arguments.longest_chars, arguments.seed + seed), spec)
+    seed += arguments.seed + 10_000 * SCENARIOS.index(scenario)
+    return grow(scenario_answers(scenario, arguments.answers, arguments.longest_chars, seed), spec)
 
 
 def show(result: dict[str, Any]) -> str:
