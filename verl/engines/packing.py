@@ -241,6 +241,29 @@ def padded_to_longest(packed: PackedSequences) -> PackedSequences:
     )
 
 
+def padded_to_multiple(packed: PackedSequences, multiple: int) -> PackedSequences:
+    """Return the same with a number of tokens that ranks can share equally, by one more sequence without targets.
+
+    Args:
+        packed: The sequences.
+        multiple: Wanted divisor of the number of tokens.
+
+    Returns:
+        The same object if nothing is missing. `rows` keeps the real sequences only: nothing is gathered for the other.
+    """
+    missing = -packed.num_tokens % multiple
+    if missing == 0:
+        return packed
+    filler = torch.arange(missing, device=packed.input_ids.device)
+    return replace(
+        packed,
+        input_ids=torch.cat([packed.input_ids, torch.zeros_like(filler)]),
+        position_ids=torch.cat([packed.position_ids, filler]),
+        cu_seqlens=torch.cat([packed.cu_seqlens, packed.cu_seqlens[-1:] + missing]),
+        max_seqlen=max(packed.max_seqlen, missing),
+    )
+
+
 def without_targets(packed: PackedSequences) -> PackedSequences:
     """Return the same sequences with nothing to predict: a filler that joins the collectives and adds no gradient."""
     empty = packed.target_ids[:0]
