@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from verl.config.engine import FSDPConfig, MegatronConfig, OptimConfig
+from verl.config.engine import FSDPConfig, MegatronConfig, OptimConfig, RefMegatronConfig
 from verl.config.fields import limited
 from verl.config.names import KLType, LossAggMode, Strategy
 
@@ -86,7 +86,9 @@ class RefConfig:
     """The reference model's log-probs. It exists when a KL term is on; its engine is the actor's."""
 
     fsdp_config: FSDPConfig = field(default_factory=_frozen_model_sharding)
-    """Sharding of the reference model."""
+    """Sharding of the reference model when the actor's `strategy` is fsdp2."""
+    megatron: RefMegatronConfig = field(default_factory=RefMegatronConfig)
+    """Its parallelism when the actor's `strategy` is megatron."""
     log_prob_micro_batch_size_per_gpu: int | None = limited(None, low=1)
     """Most sequences in one forward on one rank; null = the actor's limit. Unit: sequences."""
     log_prob_use_dynamic_bsz: bool | None = None

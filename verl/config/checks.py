@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from verl.config.batch_plan import MicroBatchLimit, actor_limit, data_parallel_ranks, log_prob_limit
-from verl.config.names import STRATEGIES_NOT_BUILT
+from verl.config.megatron_checks import megatron_problems
 from verl.config.problems import Problem
 from verl.config.reward_checks import reward_problems
 from verl.config.serving_checks import ServingNeeds, find_serving_problems
@@ -37,6 +37,7 @@ def find_problems(config: PPOTrainerConfig) -> list[Problem]:
         _not_built(config),
         _batch_sizes(config),
         _parallel_sizes(config),
+        megatron_problems(config),
         _micro_batches(config),
         _rollout_servers(config),
         _sampling(config),
@@ -58,9 +59,6 @@ def _required(config: PPOTrainerConfig) -> Iterator[Problem]:
 
 
 def _not_built(config: PPOTrainerConfig) -> Iterator[Problem]:
-    strategy = config.actor_rollout_ref.actor.strategy
-    if strategy in STRATEGIES_NOT_BUILT:
-        yield Problem(f"{_ACTOR}.strategy", strategy, "is not built yet; allowed: fsdp2", "Set strategy=fsdp2")
     for section, size in ((_ACTOR, _sequence_parallel(config, False)), (_REF, _sequence_parallel(config, True))):
         if size > 1:
             key = f"{section}.ulysses_sequence_parallel_size"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from verl.config.fields import limited
-from verl.config.names import DType, LRSchedule
+from verl.config.names import DType, LRSchedule, RecomputeGranularity, RecomputeMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +67,55 @@ class FSDPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransformerOverrides:
+    """Megatron-core's activation recomputation, in force with `model.enable_gradient_checkpointing`."""
+
+    recompute_granularity: RecomputeGranularity = "full"
+    """What the backward pass computes again: `full` layers, or attention alone (`selective`: more memory, faster)."""
+    recompute_method: RecomputeMethod = "uniform"
+    """With `full`: all layers in blocks of `recompute_num_layers` (`uniform`), or the first so many (`block`)."""
+    recompute_num_layers: int = limited(1, low=1)
+    """With `full`: layers per block, or layers recomputed, on one pipeline stage. Unit: layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MegatronConfig:
-    """Megatron-core parallelism, read when `strategy=megatron`."""
+    """Megatron-core parallelism, read when `strategy=megatron`. Ranks that share a model get the same sequences."""
 
     tensor_model_parallel_size: int = limited(1, low=1)
     """Ranks that share one layer's matrices. Unit: ranks."""
     pipeline_model_parallel_size: int = limited(1, low=1)
-    """Ranks that share the layers. Unit: ranks."""
+    """Ranks that share the layers (1F1B schedule). Unit: ranks."""
     virtual_pipeline_model_parallel_size: int | None = limited(None, low=2)
-    """Interleaved pipeline chunks per rank; null = off."""
+    """Interleaved pipeline chunks per rank; not built, only null is accepted."""
     context_parallel_size: int = limited(1, low=1)
-    """Ranks that share one sequence. Unit: ranks."""
+    """Ranks that share one sequence; not built, only 1 is accepted. Unit: ranks."""
     sequence_parallel: bool = True
-    """Split norms and dropouts over the tensor-parallel ranks."""
+    """Split norms and residuals over the tensor-parallel ranks; no effect with one of them."""
     use_distributed_optimizer: bool = True
-    """Shard optimizer states over the data-parallel ranks."""
+    """Shard optimizer states over the data-parallel ranks. Its checkpoints resume on the same sizes only; those of the
+    plain optimizer resume on any."""
+    dtype: DType = "bfloat16"
+    """Type of weights and activations; 32-bit weights are kept beside 16-bit ones for the update."""
     param_offload: bool = False
     """Keep weights in CPU memory while the engine is idle."""
     grad_offload: bool = False
-    """Keep gradient buffers in CPU memory while the engine is idle."""
+    """Give the gradient buffers' memory back while the engine is idle."""
     optimizer_offload: bool = False
     """Keep optimizer states in CPU memory while the engine is idle."""
+    override_transformer_config: TransformerOverrides = field(default_factory=TransformerOverrides)
+    """Activation recomputation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefMegatronConfig:
+    """Megatron-core for the reference model: it stands on the actor's ranks, in the actor's sizes."""
+
+    tensor_model_parallel_size: int | None = limited(None, low=1)
+    """null = the actor's, which is the only other value accepted. Unit: ranks."""
+    pipeline_model_parallel_size: int | None = limited(None, low=1)
+    """null = the actor's, which is the only other value accepted. Unit: ranks."""
+    dtype: DType = "bfloat16"
+    """Type of weights and activations."""
+    param_offload: bool = False
+    """Keep weights in CPU memory while the engine is idle."""

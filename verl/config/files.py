@@ -14,6 +14,7 @@ from pathlib import Path
 from verl.config.data import DataConfig
 from verl.config.evaluation import EvaluationConfig
 from verl.config.generation import GenerationConfig, GenerationDataConfig
+from verl.config.megatron_checks import megatron_model_problems
 from verl.config.model_shape import ModelShape, read_shape
 from verl.config.problems import Problem, nearest, raise_all
 from verl.config.reward import CustomRewardFunctionConfig
@@ -81,6 +82,7 @@ def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
     shape, _ = read_shape(model.path, model.override_config)
     if shape is not None:
         yield from _sizes(config.data, config.actor_rollout_ref.rollout, shape, "actor_rollout_ref.rollout")
+        yield from megatron_model_problems(config.actor_rollout_ref, shape)
     if config.reward_model.enable:
         yield from _model("reward_model.model.path", config.reward_model.model.path)
     yield from _custom_function(config.custom_reward_function)

@@ -46,6 +46,8 @@ def training_memory(config: PPOTrainerConfig, shape: ModelShape) -> list[MemoryI
         Items whose sum is the estimate.
     """
     policy, plan = config.actor_rollout_ref, BatchPlan.from_config(config)
+    if policy.actor.engine_name == "megatron":
+        return _megatron_memory(config, shape, plan)
     sharding = policy.actor.fsdp_config
     shards = plan.policy_ranks if sharding.fsdp_size == -1 else sharding.fsdp_size
     stored, computed = BYTES_OF[sharding.model_dtype], BYTES_OF[sharding.mixed_precision.param_dtype]
@@ -59,16 +61,47 @@ def training_memory(config: PPOTrainerConfig, shape: ModelShape) -> list[MemoryI
     ]
     tokens = _tokens_in_micro_batch(plan) / policy.actor.ulysses_sequence_parallel_size
     checkpointed = policy.model.enable_gradient_checkpointing
+    items += _activations(tokens, checkpointed, shape, computed)
+    if config.needs_reference:
+        items.append(_reference(policy.ref.fsdp_config, plan.policy_ranks, shape))
+    return items
+
+
+def _megatron_memory(config: PPOTrainerConfig, shape: ModelShape, plan: BatchPlan) -> list[MemoryItem]:
+    """A rank of a Megatron model: its part of weights and gradients, and of the optimizer a part of that part."""
+    policy, megatron = config.actor_rollout_ref, config.actor_rollout_ref.actor.megatron
+    tensor, pipeline = megatron.tensor_model_parallel_size, megatron.pipeline_model_parallel_size
+    own = shape.num_params / (tensor * pipeline)
+    copies = plan.data_parallel_ranks if megatron.use_distributed_optimizer else 1
+    size = BYTES_OF[megatron.dtype]
+    share = f"{megatron.dtype}, 1/{tensor * pipeline} of {shape.num_params / 1e9:.2f}e9"
+    per_weight = 2 * 4 + (4 if size < 4 else 0)
+    optimizer = f"{per_weight} bytes per weight, over {copies} ranks" + _offloaded(megatron.optimizer_offload)
+    items = [
+        MemoryItem("policy weights", own * size, share + _offloaded(megatron.param_offload)),
+        MemoryItem("gradients", own * 4, "float32" + _offloaded(megatron.grad_offload)),
+        MemoryItem("AdamW and 32-bit weights", own * per_weight / copies, optimizer),
+    ]
+    tokens = _tokens_in_micro_batch(plan) / tensor
+    # 1F1B keeps as many micro-batches in flight as there are stages, each with its share of the layers.
+    items += _activations(tokens, policy.model.enable_gradient_checkpointing, shape, size)
+    if config.needs_reference:
+        ref = policy.ref.megatron
+        note = f"{ref.dtype}, 1/{tensor * pipeline} of them" + _offloaded(ref.param_offload)
+        items.append(MemoryItem("reference weights", own * BYTES_OF[ref.dtype], note))
+    return items
+
+
+def _activations(tokens: float, checkpointed: bool, shape: ModelShape, computed: int) -> list[MemoryItem]:
     layers_kept = 1 if checkpointed else shape.layers
     inside = layers_kept * (8 * shape.hidden + 4 * shape.mlp + 2 * shape.head_dim * (shape.heads + shape.kv_heads))
     borders = shape.layers * shape.hidden if checkpointed else 0
     note = f"{tokens:.0f} tokens, gradient checkpointing {'on' if checkpointed else 'off'}"
-    items.append(MemoryItem("activations", tokens * (inside + borders) * computed, note))
     chunk = min(tokens, LOGIT_CHUNK_TOKENS)
-    items.append(MemoryItem("logits", 2 * chunk * shape.vocab * 4, f"chunks of {chunk:.0f} tokens, float32"))
-    if config.needs_reference:
-        items.append(_reference(policy.ref.fsdp_config, plan.policy_ranks, shape))
-    return items
+    return [
+        MemoryItem("activations", tokens * (inside + borders) * computed, note),
+        MemoryItem("logits", 2 * chunk * shape.vocab * 4, f"chunks of {chunk:.0f} tokens, float32"),
+    ]
 
 
 def _reference(sharding: FSDPConfig, ranks: int, shape: ModelShape) -> MemoryItem:

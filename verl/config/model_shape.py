@@ -40,6 +40,8 @@ class ModelShape:
     """Whether the output layer shares the embedding."""
     max_positions: int | None
     """Longest context, None if it is not stated or scaled. Unit: tokens."""
+    family: str = ""
+    """`model_type` of `config.json`."""
 
     @property
     def layer_params(self) -> int:
@@ -114,4 +116,5 @@ def _shape(content: Mapping[str, Any]) -> ModelShape:
         vocab=content["vocab_size"],
         tied=bool(content.get("tie_word_embeddings", False)),
         max_positions=None if content.get("rope_scaling") else content.get("max_position_embeddings"),
+        family=str(content.get("model_type", "")),
     )

@@ -38,7 +38,10 @@ KL_CONTROLLERS: tuple[str, ...] = get_args(KLControllerType)
 
 Strategy = Literal["fsdp2", "fsdp", "megatron"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
-STRATEGIES_NOT_BUILT: tuple[str, ...] = ("megatron",)
+RecomputeGranularity = Literal["full", "selective"]
+RECOMPUTE_GRANULARITIES: tuple[str, ...] = get_args(RecomputeGranularity)
+RecomputeMethod = Literal["uniform", "block"]
+RECOMPUTE_METHODS: tuple[str, ...] = get_args(RecomputeMethod)
 RolloutName = Literal["vllm", "hf", "sglang"]
 ROLLOUT_NAMES: tuple[str, ...] = get_args(RolloutName)
 ROLLOUTS_NOT_BUILT: tuple[str, ...] = ("sglang",)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log-probs and entropy of tokens when each rank holds a slice of the vocabulary, in chunks. It knows no model.
 
-Sums over the vocabulary are sums over the ranks of one number per token, so a chunk's logits [c, V / ranks] are all that
-ever exists. Equal to `verl.algorithms.log_probs` on the whole vocabulary.
+Sums over the vocabulary are sums over the ranks of one number per token, so a chunk's logits [c, V / ranks] are all
+that ever exists. Equal to `verl.algorithms.log_probs` on the whole vocabulary.
 """
 
 from __future__ import annotations

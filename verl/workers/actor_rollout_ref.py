@@ -30,6 +30,7 @@ from verl.utils.tokenizer import load_tokenizer
 from verl.weight_sync.base import SyncReport, WeightSender, WeightStream
 from verl.workers.engine_specs import (
     actor_engine_spec,
+    idle_offload,
     log_prob_micro_batches,
     policy_update_spec,
     ref_engine_spec,
@@ -251,11 +252,10 @@ class ActorRolloutRefWorker(Worker):
 
     def _offload_idle(self) -> None:
         """Hand device memory back between uses, as far as the configuration asks for it."""
-        sections = self._config.actor_rollout_ref
-        actor, ref = sections.actor.fsdp_config, sections.ref.fsdp_config
-        if actor.param_offload or actor.optimizer_offload:
-            self._actor.offload(weights=actor.param_offload, optimizer=actor.optimizer_offload)
-        if self._ref is not None and ref.param_offload:
+        actor, ref = (idle_offload(self._config, is_ref) for is_ref in (False, True))
+        if actor.is_on:
+            self._actor.offload(weights=actor.weights, optimizer=actor.optimizer)
+        if self._ref is not None and ref.is_on:
             self._ref.offload(optimizer=False)
         if self._actor.device.type == "cuda":  # rollout servers share the GPU; collecting garbage on a CPU only costs
             release_memory(self._actor.device)

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from verl.algorithms.policy_losses import ClipSettings
 from verl.config import PPOTrainerConfig
 from verl.config.batch_plan import BatchPlan, MicroBatchLimit, actor_limit, log_prob_limit
-from verl.config.engine import FSDPConfig, OptimConfig
+from verl.config.engine import FSDPConfig, MegatronConfig, OptimConfig
 from verl.config.model import ModelConfig
-from verl.engines.base import EngineSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
+from verl.engines.base import EngineSpec, MegatronSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyUpdateSpec
 
@@ -27,12 +28,14 @@ def actor_engine_spec(config: PPOTrainerConfig, device: str, total_optimizer_ste
         The spec, the same on every rank.
     """
     actor = config.actor_rollout_ref.actor
+    is_megatron = actor.engine_name == "megatron"
     return EngineSpec(
         **_model_arguments(config.actor_rollout_ref.model),
         strategy=actor.engine_name,
         device=device,
         optimizer=optimizer_spec(actor.optim, actor.grad_clip, total_optimizer_steps),
-        precision=precision_spec(actor.fsdp_config),
+        megatron=megatron_spec(actor.megatron),
+        precision=PrecisionSpec(compute=actor.megatron.dtype) if is_megatron else precision_spec(actor.fsdp_config),
         sharding=sharding_spec(actor.fsdp_config),
         gradient_checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
     )
@@ -48,13 +51,16 @@ def ref_engine_spec(config: PPOTrainerConfig, device: str) -> EngineSpec:
     Returns:
         The spec, the same on every rank.
     """
-    fsdp = config.actor_rollout_ref.ref.fsdp_config
+    actor, ref = config.actor_rollout_ref.actor, config.actor_rollout_ref.ref
+    fsdp, dtype = ref.fsdp_config, ref.megatron.dtype
+    is_megatron = actor.engine_name == "megatron"
     return EngineSpec(
         **_model_arguments(config.actor_rollout_ref.model),
-        strategy=config.actor_rollout_ref.actor.engine_name,
+        strategy=actor.engine_name,
         device=device,
         optimizer=None,
-        precision=precision_spec(fsdp),
+        megatron=megatron_spec(actor.megatron),
+        precision=PrecisionSpec(dtype, dtype) if is_megatron else precision_spec(fsdp),
         sharding=sharding_spec(fsdp),
         gradient_checkpointing=False,
     )
@@ -114,6 +120,67 @@ def sharding_spec(fsdp: FSDPConfig) -> ShardingSpec:
         forward_prefetch=fsdp.forward_prefetch,
         cpu_offload=fsdp.offload_policy,
     )
+
+
+def megatron_spec(megatron: MegatronConfig) -> MegatronSpec:
+    """Spread over ranks by Megatron-core.
+
+    Args:
+        megatron: The actor's `megatron` section; the reference takes its sizes.
+
+    Returns:
+        The spec.
+    """
+    recompute = megatron.override_transformer_config
+    return MegatronSpec(
+        tensor_parallel=megatron.tensor_model_parallel_size,
+        pipeline_parallel=megatron.pipeline_model_parallel_size,
+        sequence_parallel=megatron.sequence_parallel,
+        distributed_optimizer=megatron.use_distributed_optimizer,
+        recompute_granularity=recompute.recompute_granularity,
+        recompute_method=recompute.recompute_method,
+        recompute_num_layers=recompute.recompute_num_layers,
+        grad_offload=megatron.grad_offload,
+    )
+
+
+@dataclass(frozen=True)
+class IdleOffload:
+    """What leaves the device while an engine is idle.
+
+    Args:
+        weights: Its weights.
+        optimizer: Its optimizer states.
+        gradients: Its gradient buffers (Megatron; with FSDP2 gradients exist only during an update).
+    """
+
+    weights: bool
+    optimizer: bool = False
+    gradients: bool = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything does."""
+        return self.weights or self.optimizer or self.gradients
+
+
+def idle_offload(config: PPOTrainerConfig, is_ref: bool) -> IdleOffload:
+    """Read what the chosen engine's section offloads.
+
+    Args:
+        config: The run's configuration.
+        is_ref: Whether for the reference.
+
+    Returns:
+        The switches.
+    """
+    actor, ref = config.actor_rollout_ref.actor, config.actor_rollout_ref.ref
+    if actor.engine_name == "megatron":
+        own = actor.megatron
+        whole = IdleOffload(own.param_offload, own.optimizer_offload, own.grad_offload)
+        return IdleOffload(ref.megatron.param_offload) if is_ref else whole
+    sharding = ref.fsdp_config if is_ref else actor.fsdp_config
+    return IdleOffload(sharding.param_offload, sharding.optimizer_offload and not is_ref)
 
 
 def actor_micro_batches(config: PPOTrainerConfig) -> MicroBatchSpec:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a Megatron model, written by all ranks.
 
-    <folder>/weights/            Megatron's distributed format: weights, and the plain optimizer's states; any layout reads it
-    <folder>/optimizer_<rank>.pt the distributed optimizer's share of one rank; only the same layout reads it
-    <folder>/engine.json         optimizer steps done, and the layout
-    <folder>/rng_<rank>.pt       random states of one rank
+    <folder>/weights/             Megatron's distributed format: weights, the plain optimizer's states; for any layout
+    <folder>/optimizer_<rank>.pt  the distributed optimizer's share of one rank, for the same layout only
+    <folder>/engine.json          optimizer steps done, and the layout
+    <folder>/rng_<rank>.pt        random states of one rank
 
 Megatron 0.16's own resharding of the distributed optimizer needs Transformer Engine, so that optimizer goes on with
 the sizes it was written with. Whether the folder becomes visible at once (rename) is the caller's business.

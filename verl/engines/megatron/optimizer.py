@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdamW over Megatron's gradient buffers, plain or sharded over the data-parallel ranks. It knows no file.
 
-Megatron's own `step` cannot be told to leave the weights alone when 32- or 16-bit gradients are not finite, so its parts
-are called one by one.
+Megatron's own `step` cannot be told to leave the weights alone when gradients are not finite, so its parts are called
+one by one.
 """
 
 from __future__ import annotations

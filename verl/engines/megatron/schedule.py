@@ -2,8 +2,8 @@
 """Micro-batches through Megatron's pipeline schedules, and the last stage's answers to every stage. It knows no loss.
 
 Megatron divides losses by micro-batches and ranks unless a loss comes with a token count and the model's config says
-`calculate_per_token_loss`. Both hold here, so shares are summed as they are; gradients are reduced over the ranks later,
-by the optimizer step.
+`calculate_per_token_loss`. Both hold here, so shares are summed as they are. Gradients are reduced over the
+ranks later, by the optimizer step.
 """
 
 from __future__ import annotations
