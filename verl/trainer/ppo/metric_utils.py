@@ -26,6 +26,7 @@ def compute_data_metrics(batch: DataProto, max_response_length: int) -> dict[str
     metrics = {
         "reward/accuracy/mean": float(columns["is_correct"].float().mean()),
         "reward/token_level_rewards/mean": float(columns["token_level_rewards"].sum(dim=1).mean()),
+        "advantage/kept/share": float(columns["is_kept"].float().mean()),
         "advantage/abs/mean": float(advantages.abs().mean()) if advantages.numel() else 0.0,
         "response/cut_at_limit/share": float((response_lengths >= max_response_length).float().mean()),
     }

@@ -145,7 +145,7 @@ class RayPPOTrainer:
                 metrics |= self.runtime.actor.update_actor(used)[0]
             with timer("update_weights"):
                 metrics |= self._sync_weights(verify=False)
-        return metrics | scores.metrics | self._report(batch, scores)
+        return {**metrics, **scores.metrics, **self._report(batch, scores)}
 
     # ---- stages ----
 

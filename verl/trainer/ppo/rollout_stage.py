@@ -16,7 +16,7 @@ from typing import Any
 from verl.algorithms.registry import adv_estimator_columns
 from verl.config import PPOTrainerConfig
 from verl.protocol import DataProto
-from verl.rewards.loop import ScoredBatch
+from verl.rewards.loop import RewardFailedError, ScoredBatch
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import RolloutOutput, to_batch
 from verl.trainer.ppo.balancing import balanced_order, sequence_lengths
@@ -79,7 +79,12 @@ class RolloutStage:
         runtime.wake_servers()
         wanted = [*requests, *(_as_greedy(uid, request) for uid, request in greedy.items())]
         hold = not self._config.reward_model.overlap_rollout
-        outputs = runtime.loop.run(runtime.stream.generate(wanted, submit, hold))[: len(requests)]
+        try:
+            outputs = runtime.loop.run(runtime.stream.generate(wanted, submit, hold))[: len(requests)]
+        except RuntimeError as error:
+            if isinstance(error.__cause__, RewardFailedError):  # `submit` says so while others still generate
+                raise error.__cause__ from None
+            raise
         runtime.sleep_servers()
         batch = to_batch(prompts, outputs, runtime.pad_token_id)
         batch.non_tensor_batch["sample_index"] = as_objects([output.index for group in outputs for output in group])

@@ -42,7 +42,6 @@ class Runtime:
         servers: Rollout server handles.
         prm_servers: PRM server handles, empty without a PRM.
         stream: Spreads groups over the rollout servers.
-        verifier: Rule verifier processes.
         reward_loop: Scores responses as they arrive.
         loop: Event loop on which stream and reward loop live.
         total_training_steps: Of the run.
@@ -55,7 +54,6 @@ class Runtime:
     servers: Sequence[Any]
     prm_servers: Sequence[Any]
     stream: RolloutStream
-    verifier: RuleVerifierPool
     reward_loop: RewardLoop
     loop: BackgroundLoop
     total_training_steps: int
@@ -115,7 +113,6 @@ def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: i
         servers=servers,
         prm_servers=prm_servers,
         stream=RolloutStream(servers, config.actor_rollout_ref.rollout.timeout_s),
-        verifier=verifier,
         reward_loop=loop.run(build_reward_loop(config, verifier, prm_servers), timeout_s=600),
         loop=loop,
         total_training_steps=total_training_steps,

@@ -18,6 +18,7 @@ def batch() -> DataProto:
             "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
             "response_mask": torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]]),
             "is_correct": torch.tensor([True, False]),
+            "is_kept": torch.tensor([False, True]),
             "token_level_scores": torch.tensor([[1.0, 0, 0, 0], [0.5, 0, 0, -2.0]]),
             "token_level_rewards": torch.tensor([[0.5, 0, 0, 0], [0.5, 0, 0, -2.5]]),
             "advantages": torch.tensor([[2.0, 99, 99, 99], [-1.0, -1.0, 0.0, 1.0]]),
@@ -32,6 +33,7 @@ def test_data_metrics_by_hand() -> None:
     assert metrics == {
         "reward/accuracy/mean": 0.5,
         "reward/token_level_rewards/mean": -0.75,
+        "advantage/kept/share": 0.5,
         "advantage/abs/mean": 1.0,
         "response/cut_at_limit/share": 0.5,
         "reward/score/mean": -0.25,
