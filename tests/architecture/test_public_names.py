@@ -11,7 +11,10 @@ import pytest
 PUBLIC = {
     "verl": ("DataProto", "__version__"),
     "verl.protocol": ("DataProto",),
+    "verl.rewards.prm": ("PRMScorer", "PRMScores", "ScoringSettings"),
     "verl.single_controller": ("Dispatch", "RayWorkerGroup", "Worker", "register"),
+    "verl.trainer.main_eval": ("main",),
+    "verl.trainer.main_generation": ("main",),
     "verl.trainer.main_ppo": ("TaskRunner", "main", "run_ppo"),
     "verl.trainer.ppo.ray_trainer": (
         "RayPPOTrainer",
