@@ -4,14 +4,19 @@
 The layout of the sequences travels as a keyword of the model's forward, not as global state: gradient checkpointing
 runs a layer again from another thread, and two engines may share a process. No mask is ever built.
 
-On CUDA in 16 bit the kernel is torch's own variable-length attention. Elsewhere the packed rows are laid out as
-[N, longest] for scaled-dot-product attention: causal order alone keeps right padding out of every real token's sight.
+On CUDA in 16 bit the kernel is torch's own variable-length attention. Elsewhere sequences of nearly equal lengths are
+laid out as [n, longest] for scaled-dot-product attention, one call for each such bucket: causal order alone keeps right
+padding out of every real token's sight. `benchmarks/cpu_attention.py` compares that with a mask and with one wide grid.
+
+Under sequence parallelism a rank holds a slice of the tokens; around the kernel it trades tokens for heads.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +24,9 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from verl.engines.length_buckets import length_buckets
 from verl.engines.packing import PackedSequences
+from verl.engines.sequence_parallel import SequenceParallel
 from verl.utils.errors import UserError
 
 IMPLEMENTATION = "packed"
@@ -31,35 +38,96 @@ _VARLEN_SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
+class BucketGrid:
+    """Packed tokens laid out as rectangles, one behind the other.
+
+    Args:
+        index: [T] int64: each packed token's place.
+        shapes: (sequences, longest) of each rectangle; their products sum to the number of places.
+    """
+
+    index: torch.Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> BucketGrid:
+        """Plan the rectangles.
+
+        Args:
+            lengths: Tokens of the packed sequences, in their order.
+            device: Where the packed tokens are.
+        """
+        starts, shapes, place = [0] * len(lengths), [], 0
+        for bucket in length_buckets(lengths):
+            longest = lengths[bucket[0]]
+            for row, sequence in enumerate(bucket):
+                starts[sequence] = place + row * longest
+            shapes.append((len(bucket), longest))
+            place += len(bucket) * longest
+        index = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
+        return cls(index.to(device), tuple(shapes))
+
+    def spread(self, packed: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Lay packed tokens out.
+
+        Args:
+            packed: [1, H, T, D].
+            dtype: Of the result.
+
+        Returns:
+            [n, H, longest, D] for each rectangle, zeros where there is no token.
+        """
+        heads, dim = packed.shape[1], packed.shape[3]
+        sizes = [n * longest for n, longest in self.shapes]
+        places = packed.new_zeros(sum(sizes), heads, dim, dtype=dtype)
+        places = places.index_copy(0, self.index, packed[0].transpose(0, 1).to(dtype))
+        return [
+            part.view(n, longest, heads, dim).transpose(1, 2)
+            for part, (n, longest) in zip(places.split(sizes), self.shapes, strict=True)
+        ]
+
+    def collect(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Pack again.
+
+        Args:
+            parts: [n, H, longest, D] for each rectangle.
+
+        Returns:
+            [1, T, H, D].
+        """
+        flat = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
+        return flat.index_select(0, self.index)[None]
+
+
+@dataclass(frozen=True)
 class SequenceLayout:
     """Where the packed sequences lie.
 
     Args:
         cu_seqlens: [N+1] int32, borders of the sequences.
         max_seqlen: Longest sequence, tokens.
-        padded_index: [T] int64: each token's place in a flattened [N, max_seqlen] grid.
+        parallel: The ranks that share the sequences, if they are shared: a model then sees this rank's slice of the
+            tokens, while borders and lengths describe all of them.
     """
 
     cu_seqlens: torch.Tensor
     max_seqlen: int
-    padded_index: torch.Tensor
+    parallel: SequenceParallel | None = None
 
     @classmethod
-    def of(cls, packed: PackedSequences) -> SequenceLayout:
-        """Derive the layout once per forward pass; every layer reuses it.
+    def of(cls, packed: PackedSequences, parallel: SequenceParallel | None = None) -> SequenceLayout:
+        """Describe the layout once per forward pass; every layer reuses it.
 
         Args:
-            packed: The sequences.
+            packed: All of the sequences.
+            parallel: The ranks that share them.
         """
-        lengths = packed.cu_seqlens.diff().long()
-        starts = torch.arange(packed.num_sequences, device=lengths.device) * packed.max_seqlen
-        index = torch.repeat_interleave(starts, lengths) + packed.position_ids
-        return cls(packed.cu_seqlens, packed.max_seqlen, index)
+        return cls(packed.cu_seqlens, packed.max_seqlen, parallel)
 
-    @property
-    def num_sequences(self) -> int:
-        """N."""
-        return self.cu_seqlens.shape[0] - 1
+    @cached_property
+    def grid(self) -> BucketGrid:
+        """Rectangles for kernels that know no borders; planned on first use, on the host."""
+        return BucketGrid.of(self.cu_seqlens.diff().tolist(), self.cu_seqlens.device)
 
 
 def uses_varlen(device_type: str, dtype: torch.dtype) -> bool:
@@ -91,7 +159,8 @@ def packed_attention(
         **kwargs: `layout` (a `SequenceLayout`) from the model's forward, `scaling` and `sliding_window` from the layer.
 
     Returns:
-        ([1, T, H, D], None), as transformers expects.
+        ([1, T, H, D], None), as transformers expects. Under sequence parallelism T is this rank's slice, here as in
+        the arguments.
 
     Raises:
         UserError: The model needs a kind of attention that is not computed here.
@@ -104,7 +173,10 @@ def packed_attention(
             raise UserError(f"{type(module).__name__} uses {name!r} in attention, which the engines do not support")
     scaling, window = kwargs.get("scaling"), kwargs.get("sliding_window")
     attend = attend_varlen if uses_varlen(query.device.type, query.dtype) else attend_padded
-    return attend(query, key, value, layout, scaling, window), None  # type: ignore[arg-type]
+    if layout.parallel is None:
+        return attend(query, key, value, layout, scaling, window), None  # type: ignore[arg-type]
+    heads = layout.parallel.tokens_to_heads(query, key, value)
+    return layout.parallel.heads_to_tokens(attend(*heads, layout, scaling, window)), None  # type: ignore[arg-type]
 
 
 def attend_varlen(
@@ -149,7 +221,7 @@ def attend_padded(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend on a grid of [N, longest]: causal order hides the padding on the right.
+    """Attend on rectangles of nearly equal lengths: causal order hides the padding on the right.
 
     Args:
         query: [1, H, T, D].
@@ -170,22 +242,15 @@ def attend_padded(
             f"sliding-window attention ({window} tokens) over longer sequences ({layout.max_seqlen}) needs CUDA and "
             "bfloat16: shorten the sequences or run on a GPU"
         )
-    n, longest = layout.num_sequences, layout.max_seqlen
-
     # On the CPU the backward pass of this kernel is three times slower in 16 bit than in float32.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-
-    def spread(x: torch.Tensor) -> torch.Tensor:
-        heads, dim = x.shape[1], x.shape[3]
-        grid = x.new_zeros(n * longest, heads, dim, dtype=dtype)
-        grid = grid.index_copy(0, layout.padded_index, x[0].transpose(0, 1).to(dtype))
-        return grid.view(n, longest, heads, dim).transpose(1, 2)
-
-    q, k, v = spread(query), spread(key), spread(value)
-    shares = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shares)
-    flat = out.transpose(1, 2).reshape(n * longest, q.shape[1], v.shape[3])
-    return flat.index_select(0, layout.padded_index)[None].to(query.dtype)
+    shares = query.shape[1] != key.shape[1]
+    rectangles = zip(*(layout.grid.spread(x, dtype) for x in (query, key, value)), strict=True)
+    attended = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shares)
+        for q, k, v in rectangles
+    ]
+    return layout.grid.collect(attended).to(query.dtype)
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -82,12 +82,14 @@ class ShardingSpec:
         reshard_after_forward: Free gathered weights after each layer's forward pass.
         forward_prefetch: Gather the next layer's weights while a layer computes.
         cpu_offload: Keep shards, gradients and optimizer states in host memory all the time.
+        sequence_parallel: Ranks that share one sequence (Ulysses); they form one data-parallel rank.
     """
 
     shard_size: int = -1
     reshard_after_forward: bool = True
     forward_prefetch: bool = False
     cpu_offload: bool = False
+    sequence_parallel: int = 1
 
 
 @dataclass(frozen=True)

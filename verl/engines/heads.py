@@ -15,7 +15,8 @@ from torch import nn
 from verl.algorithms.log_probs import log_probs_from_hidden
 from verl.engines.attention import SequenceLayout
 from verl.engines.base import HeadKind, HeadOutputs, HeadRequest
-from verl.engines.packing import PackedSequences
+from verl.engines.packing import PackedSequences, padded_to_multiple
+from verl.engines.sequence_parallel import SequenceParallel
 from verl.utils.errors import UserError
 
 PREFIX = "model."
@@ -28,17 +29,21 @@ class PackedModel(nn.Module):
         model: A transformers model whose layers use the packed attention.
         kind: `log_probs` needs an output embedding; `classification` a module `score` over hidden states.
         chunk_size: Tokens whose logits exist at the same time.
+        parallel: The ranks that share every sequence; None if each rank has its own.
 
     Example:
         >>> PackedModel(model, "log_probs", 1024)(packed, HeadRequest())  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, kind: HeadKind, chunk_size: int) -> None:
+    def __init__(
+        self, model: nn.Module, kind: HeadKind, chunk_size: int, parallel: SequenceParallel | None = None
+    ) -> None:
         super().__init__()
         # transformers' models answer more than nn.Module's type says.
         self.model: Any = model
         self.kind = kind
         self.chunk_size = chunk_size
+        self.parallel = parallel
         self._check()
 
     def _check(self) -> None:
@@ -59,19 +64,34 @@ class PackedModel(nn.Module):
         Returns:
             (log_probs [M],) or (log_probs [M], entropy [M]), or (logits [M, C],).
         """
-        hidden = self.model.base_model(
-            input_ids=packed.input_ids[None],
-            position_ids=packed.position_ids[None],
-            layout=SequenceLayout.of(packed),
+        if self.parallel is None:
+            hidden = self._hidden(packed, slice(None))[packed.logit_positions]
+            return self._read(hidden, packed.target_ids, head)
+        whole = padded_to_multiple(packed, self.parallel.size)
+        mine = self.parallel.slice_of(whole.num_tokens)
+        is_mine = (packed.logit_positions >= mine.start) & (packed.logit_positions < mine.stop)
+        hidden = self._hidden(whole, mine)[packed.logit_positions[is_mine] - mine.start]
+        owned = self._read(hidden, packed.target_ids[is_mine], head)
+        return tuple(self.parallel.gather_owned(values, is_mine) for values in owned)
+
+    def _hidden(self, packed: PackedSequences, tokens: slice) -> torch.Tensor:
+        """Last hidden states [t, H] of some of the packed tokens; attention still spans all of them."""
+        states: torch.Tensor = self.model.base_model(
+            input_ids=packed.input_ids[None, tokens],
+            position_ids=packed.position_ids[None, tokens],
+            layout=SequenceLayout.of(packed, self.parallel),
             use_cache=False,
         ).last_hidden_state[0]
-        hidden = hidden[packed.logit_positions]
+        return states
+
+    def _read(self, hidden: torch.Tensor, target_ids: torch.Tensor, head: HeadRequest) -> tuple[torch.Tensor, ...]:
+        """The head's values at states [m, H]."""
         if self.kind == "classification":
             return (self.model.score(hidden).float(),)
         log_probs, entropy = log_probs_from_hidden(
             hidden,
             self.model.get_output_embeddings().weight,
-            packed.target_ids,
+            target_ids,
             head.temperature,
             head.with_entropy,
             self.chunk_size,

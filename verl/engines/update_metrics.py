@@ -10,6 +10,7 @@ import torch
 
 from verl.engines.attention import uses_varlen
 from verl.engines.base import OptimizerReport, TrainEngine
+from verl.engines.length_buckets import padded_places
 from verl.engines.packing import PackedSequences
 
 
@@ -63,7 +64,7 @@ class UpdateMetrics:
         self._num_micro_batches += len(micro_batches)
         self._real_tokens += int(lengths.sum())
         self._model_tokens += sum(micro_batch.num_tokens for micro_batch in micro_batches)
-        self._grid_tokens += sum(micro_batch.num_sequences * micro_batch.max_seqlen for micro_batch in micro_batches)
+        self._grid_tokens += sum(padded_places(micro_batch.cu_seqlens.diff().tolist()) for micro_batch in micro_batches)
 
     def reduce(self, engine: TrainEngine) -> dict[str, float]:
         """Combine over steps and ranks; collective.

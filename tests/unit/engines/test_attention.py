@@ -61,8 +61,8 @@ def test_varlen_kernel_is_for_cuda_in_16_bit() -> None:
 def test_this_torch_offers_the_varlen_kernel_as_it_is_called(window: int | None) -> None:
     # The meta device checks names, shapes and the existence of a backward pass; numbers need a GPU (tests/gpu).
     query, key, value = (torch.empty(1, heads, 11, 8, device="meta", requires_grad=True) for heads in (4, 2, 2))
-    borders, index = torch.empty(3, dtype=torch.int32, device="meta"), torch.empty(11, dtype=torch.int64, device="meta")
-    out = attend_varlen(query, key, value, SequenceLayout(borders, 6, index), 0.3, window)
+    borders = torch.empty(3, dtype=torch.int32, device="meta")
+    out = attend_varlen(query, key, value, SequenceLayout(borders, 6), 0.3, window)
     out.sum().backward()
     assert out.shape == (1, 11, 4, 8)
     assert key.grad is not None and key.grad.shape == key.shape

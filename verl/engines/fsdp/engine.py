@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`TrainEngine` over torch FSDP2: data parallel, weights and optimizer sharded. It knows no loss and no batch layout.
+"""`TrainEngine` over torch FSDP2: data and sequence parallel, weights and optimizer sharded over all ranks.
+
+It knows no loss and no batch layout.
 
 One backward pass per micro-batch: gather a layer, compute, free it, sum its gradient over the ranks into the shards.
 Gradients are summed in every micro-batch rather than once at the end: whole gradients of a large model would not fit.
@@ -16,6 +18,7 @@ import torch.distributed as dist
 
 from verl.engines.base import EngineSpec, HeadOutputs, HeadRequest, LossFn, OptimizerReport, OptimizerSpec
 from verl.engines.fsdp.checkpoint import load_checkpoint, save_checkpoint
+from verl.engines.fsdp.ranks import split_ranks
 from verl.engines.fsdp.sharding import build_sharded, make_mesh, reshard_all
 from verl.engines.fsdp.weights import named_full_weights
 from verl.engines.hf_export import write_hf_folder
@@ -42,8 +45,10 @@ class FSDPEngine:
         self.spec = spec
         self.device = resolve_device(spec.device, int(os.environ.get("LOCAL_RANK", "0")))
         ensure_process_group(self.device)
-        self.dp_rank, self.dp_size = dist.get_rank(), dist.get_world_size()
-        self.module = build_sharded(spec, self.device, make_mesh(self.device, spec.sharding.shard_size))
+        ranks = split_ranks(spec.sharding.sequence_parallel)
+        self.dp_rank, self.dp_size, self._dp_group = ranks.dp_rank, ranks.dp_size, ranks.dp_group
+        mesh = make_mesh(self.device, spec.sharding.shard_size)
+        self.module = build_sharded(spec, self.device, mesh, ranks.parallel)
         self._optimizer = self._make_optimizer(spec.optimizer) if spec.optimizer is not None else None
         self._num_steps = 0
 
@@ -87,8 +92,9 @@ class FSDPEngine:
         for micro_batch in micro_batches:
             on_device = micro_batch.to(self.device)
             loss, metrics = loss_fn(on_device, self.module.outputs(on_device, head))
-            # FSDP averages gradients over ranks; the shares are meant to be summed.
-            (loss * self.dp_size).backward()
+            # FSDP averages gradients over all ranks; the shares are meant to be summed. Ranks that share a sequence
+            # see one loss, and each of them brings the part of its gradient that went through its tokens.
+            (loss * dist.get_world_size()).backward()
             shares.append({name: value.detach() for name, value in metrics.items()})
         return shares
 
@@ -119,7 +125,7 @@ class FSDPEngine:
         return self.spec.optimizer, self._optimizer
 
     def all_reduce(self, values: torch.Tensor, op: Literal["sum", "max"]) -> torch.Tensor:
-        """Combine a tensor over all ranks.
+        """Combine a tensor over the data-parallel ranks; those that share a sequence bring the same.
 
         Args:
             values: Any shape, equal on every rank.
@@ -129,7 +135,7 @@ class FSDPEngine:
             A new tensor on the CPU.
         """
         combined = values.detach().to("cpu", copy=True)
-        dist.all_reduce(combined, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
+        dist.all_reduce(combined, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX, group=self._dp_group)
         return combined
 
     def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -196,5 +202,5 @@ class FSDPEngine:
             dtype: Dtype of the file; None for the compute dtype.
         """
         dtype = dtype or getattr(torch, self.spec.precision.compute)
-        write_hf_folder(folder, self.module.model, self.named_weights(dtype), dtype, is_writer=self.dp_rank == 0)
+        write_hf_folder(folder, self.module.model, self.named_weights(dtype), dtype, is_writer=dist.get_rank() == 0)
         dist.barrier()

@@ -15,8 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from verl.engines.base import EngineSpec, PrecisionSpec, ShardingSpec
+from verl.engines.fsdp.ranks import check_heads
 from verl.engines.heads import PREFIX, PackedModel
 from verl.engines.loading import empty_model, load_model
+from verl.engines.sequence_parallel import SequenceParallel
 from verl.utils.errors import UserError
 
 
@@ -47,18 +49,23 @@ def make_mesh(device: torch.device, shard_size: int) -> DeviceMesh:
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def build_sharded(spec: EngineSpec, device: torch.device, mesh: DeviceMesh) -> PackedModel:
+def build_sharded(
+    spec: EngineSpec, device: torch.device, mesh: DeviceMesh, parallel: SequenceParallel | None = None
+) -> PackedModel:
     """Load a model onto the mesh.
 
     Args:
         spec: Which model, precision and sharding.
         device: This rank's device.
         mesh: From `make_mesh`.
+        parallel: The ranks that share every sequence.
 
     Returns:
         The sharded module; its parameters are DTensors in the master dtype.
     """
-    module = PackedModel(empty_model(spec), spec.head, spec.head_chunk_size)
+    module = PackedModel(empty_model(spec), spec.head, spec.head_chunk_size, parallel)
+    if parallel is not None:
+        check_heads(module.model, parallel.size)
     source = load_model(spec) if dist.get_rank() == 0 else None
     _cast_parameters(module, getattr(torch, spec.precision.master))
     if spec.optimizer is None:
