@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.prm import TableScorer, save_tiny_prm
+from tests.helpers.prm_families import FAMILIES, family_spec, save_family
 from verl.rewards.prm import PRMScorer, PRMScores, ScoringSettings
 from verl.rewards.prm.model import load_prm
+from verl.rewards.prm.scorer import HFScorer
 from verl.rewards.prm.spec import PRMSpec, load_adapter
 from verl.rewards.prm.steps import SplitRule
 from verl.rewards.prm.types import PRMInputError, ScoreRequest, StepLogits
@@ -224,3 +227,23 @@ def test_the_room_itself_imports_nothing_heavy():
     source = "import sys, verl.rewards.prm as room; assert not {'torch', 'transformers'} & set(sys.modules); room.nope"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
     assert "AttributeError: module 'verl.rewards.prm' has no attribute 'nope'" in done.stderr
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_is_loaded_and_scores_what_its_own_scorer_says(family, tmp_path):
+    spec = family_spec(family, save_family(family, tmp_path))
+    request = ScoreRequest("0", PROBLEM, ("First, 3 * 4 = 12.", "Answer: 10"))
+
+    async def by_scorer() -> np.ndarray:
+        scorer = HFScorer(spec)
+        await scorer.start()
+        try:
+            return (await scorer(request)).logits
+        finally:
+            await scorer.close()
+
+    logits = asyncio.run(by_scorer())
+    options = {each.name: getattr(spec, each.name) for each in fields(spec) if each.name != "path"}
+    with PRMScorer.from_pretrained(spec.path, **options) as scorer:
+        (result,) = scorer.score([(request.problem, request.steps)])
+    np.testing.assert_allclose(result.step_scores, torch.softmax(torch.from_numpy(logits), -1)[:, 1], atol=1e-5)
