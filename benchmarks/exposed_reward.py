@@ -12,8 +12,10 @@ own; give it a core of its own too: nothing else may run on the machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,7 @@ COLUMNS = {
     "rollout s": "timing_s/gen",
     "step s": "timing_s/step",
 }
+_GRACE_S = 30.0
 _LAUNCH = (
     'source recipe/miniature/settings.sh "$1" && '
     'exec bash examples/grpo_trainer/qwen_reasonflux_dapo.sh "${MINIATURE_ARGS[@]}" "${@:2}"'
@@ -99,15 +102,34 @@ def train(arguments: argparse.Namespace, overlaps: bool) -> list[dict[str, float
 
     Raises:
         RuntimeError: It failed.
+        TimeoutExpired: It took longer than it may.
     """
     with tempfile.TemporaryDirectory(prefix="exposed-") as folder:
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment = kept | {"OUTPUT_DIR": folder, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         call = command(arguments.assets, arguments.steps, overlaps, arguments.further)
-        done = subprocess.run(call, cwd=record.REPO, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the trainer ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        log = Path(folder) / "train.log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                call, cwd=record.REPO, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                code = process.wait(arguments.limit_s)
+            finally:
+                _end(process)
+        if code:
+            tail = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+            raise RuntimeError(f"the trainer ended with {code}:\n{tail}")
         return read_metrics(Path(folder) / "metrics.jsonl", arguments.skip)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a trainer that still runs, with everything it started: politely first, so that it can stop its Ray."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -155,6 +177,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15, help="training steps of a run")
     parser.add_argument("--skip", type=int, default=3, help="first steps that are not counted")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each setting")
+    parser.add_argument("--limit_s", type=float, default=1800.0, help="longest time of one run, seconds")
     parser.add_argument("--out", help="result file; default: a dated one in outputs/benchmarks/")
     parser.add_argument("further", nargs="*", help="KEY=VALUE arguments of the trainer")
     parsed = parser.parse_args(arguments)
@@ -169,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the program; None for `sys.argv`.
     """
     parsed = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run in progress is ended too
     result = run(parsed)
     path = record.write(result, parsed.out)
     print(f"{show(result)}\n\nwritten: {path}")
