@@ -15,6 +15,7 @@ from verl.config.schema import tree_of
 # Reading a key in order to judge, describe or place it does not make it act.
 ONLY_TALK = {
     "checks",
+    "megatron_checks",
     "reward_checks",
     "supervised_checks",
     "serving_checks",
@@ -25,7 +26,7 @@ ONLY_TALK = {
     "files",
 }
 ROOTS = (PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig, GenerationConfig, EvaluationConfig)
-NOT_BUILT = ("actor_rollout_ref.actor.megatron.", "trainer.max_staleness")
+NOT_BUILT = ("actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size", "trainer.max_staleness")
 
 
 def attributes_read() -> set[str]:

@@ -20,7 +20,6 @@ REF = "actor_rollout_ref.ref"
     ("refused", "said", "accepted"),
     [
         # names that are not built
-        ([f"{ACTOR}.strategy=megatron"], "is not built yet; allowed: fsdp2", [f"{ACTOR}.strategy=fsdp"]),
         ([f"{ROLLOUT}.name=sglang"], "is not built yet; allowed: vllm | hf", [f"{ROLLOUT}.name=hf"]),
         (["trainer.max_staleness=1"], "only 0 is accepted", ["trainer.max_staleness=0"]),
         # batch sizes

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny_models import random_padded
-from verl.engines.packing import LabelledSequences, PaddedSequences, padded_to_longest, without_targets
+from verl.engines.packing import LabelledSequences, PaddedSequences, padded_to_longest, padded_to_multiple, without_targets
 
 
 def _padded(responses: list[list[int]], mask: list[list[int]]) -> PaddedSequences:
@@ -86,3 +86,17 @@ def test_lengths_match_what_is_packed() -> None:
     padded = random_padded([3, 5, 2], [4, 1, 6])
     assert padded.lengths().tolist() == [7, 6, 8]
     assert padded.pack([0, 1, 2]).cu_seqlens.tolist() == [0, 7, 13, 21]
+
+
+def test_tokens_are_filled_up_to_a_multiple_by_a_sequence_of_their_own() -> None:
+    packed = _padded([[31, 32], [41, 0]], [[1, 1], [1, 0]]).pack([1, 0])
+    filled = padded_to_multiple(packed, 5)
+    assert filled.num_tokens == 10
+    assert filled.input_ids.tolist() == [*packed.input_ids.tolist(), 0, 0]
+    assert filled.position_ids.tolist()[-2:] == [0, 1]
+    assert filled.cu_seqlens.tolist() == [0, 4, 8, 10]
+    assert filled.cu_seqlens.dtype == torch.int32
+    assert filled.logit_positions.tolist() == packed.logit_positions.tolist()
+    assert filled.max_seqlen == 4
+    assert padded_to_multiple(packed, 13).max_seqlen == 5
+    assert padded_to_multiple(packed, 4) is packed

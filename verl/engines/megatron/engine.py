@@ -186,8 +186,8 @@ class MegatronEngine:
         if weights:
             self._weights_away.put_away(self.module.parameters())
         if self.spec.megatron.grad_offload and self._ddp is not None:
-            # Between optimizer steps gradients are zero, and come back so.
-            self._weights_away.put_away((buffer.grad_data for buffer in self._ddp.buffers), keeps_content=False)
+            # Between optimizer steps gradients are zero, and come back so, with the optimizer: nothing else needs them.
+            self._optimizer_away.put_away((buffer.grad_data for buffer in self._ddp.buffers), keeps_content=False)
         if optimizer and self._optimizer is not None:
             self._optimizer_away.put_away(t for t in self._optimizer.tensors() if t.device.type != "cpu")
         release_memory(self.device)

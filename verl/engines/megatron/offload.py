@@ -37,19 +37,17 @@ class HostStash:
         return not self._kept
 
     def put_away(self, tensors: Iterable[torch.Tensor], keeps_content: bool = True) -> None:
-        """Free the memory of the tensors' storages, each once; empty ones and ones on the host's other side are left.
+        """Free the memory of the tensors' storages, each once; what is empty or away already is left.
 
         Args:
             tensors: Any views.
             keeps_content: Copy to the host first; otherwise what comes back is zero.
         """
-        seen = {storage.data_ptr() for storage, _, _ in self._kept}
         for tensor in tensors:
             storage = tensor.untyped_storage()
             size = storage.nbytes()
-            if size == 0 or storage.data_ptr() in seen:
+            if size == 0:
                 continue
-            seen.add(storage.data_ptr())
             host = _bytes_of(storage).to("cpu", copy=True) if keeps_content else None
             storage.resize_(0)
             self._kept.append((storage, size, host))
