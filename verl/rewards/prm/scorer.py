@@ -70,7 +70,11 @@ class HFScorer:
         return plan.gather(await asyncio.gather(*(one.rows for one in mine)))
 
     async def close(self) -> None:
-        """Free the model."""
+        """Free the model; whoever still waits is cancelled."""
+        for one in self._waiting:
+            one.rows.cancel()
+        if self._drain is not None:
+            await self._drain  # the forward pass that runs now
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._model = None
 
@@ -93,10 +97,15 @@ class HFScorer:
         """Run batches until nobody waits; a batch takes what is there when the one before it ends."""
         await asyncio.sleep(0)  # let everything that was submitted together arrive
         try:
-            while self._waiting:
+            while self._forget_cancelled():
                 await self._run_batch(self._take_batch())
         finally:
             self._drain = None
+
+    def _forget_cancelled(self) -> bool:
+        """Drop inputs that nobody waits for any more; tells whether any are left."""
+        self._waiting = [one for one in self._waiting if not one.rows.done()]
+        return bool(self._waiting)
 
     def _take_batch(self) -> list[_Waiting]:
         """Take inputs of like length, longest first, as many as the token budget holds with their padding."""

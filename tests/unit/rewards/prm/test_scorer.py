@@ -99,3 +99,40 @@ def test_a_failing_forward_reaches_everyone_who_waits(folder):
         return outcomes
 
     assert [type(outcome) for outcome in asyncio.run(run())] == [MemoryError] * 3
+
+
+def test_closing_in_the_middle_cancels_who_waits_and_leaves_no_error_behind(folder, caplog):
+    """As an interrupted program does it: one forward pass runs, the others never begin."""
+
+    async def run() -> list[object]:
+        scorer = HFScorer(spec(folder, max_num_batched_tokens=1))
+        await scorer.start()
+        asked = [asyncio.ensure_future(scorer(request)) for request in REQUESTS if request.steps]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        await scorer.close()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    cancelled = [answer for answer in answers if isinstance(answer, asyncio.CancelledError)]
+    assert 0 < len(cancelled) < len(answers)
+    assert not [record for record in caplog.records if record.name == "asyncio"], caplog.text
+
+
+def test_nobody_runs_what_nobody_waits_for(folder):
+    """A request that was cancelled (it took too long, say) does not go through the model any more."""
+
+    async def run() -> list[int]:
+        scorer = HFScorer(spec(folder, max_num_batched_tokens=1))
+        await scorer.start()
+        forward, seen = scorer._forward, []
+        scorer._forward = lambda inputs: seen.append(len(inputs)) or forward(inputs)
+        asked = [asyncio.ensure_future(scorer(request)) for request in REQUESTS if request.steps]
+        await asyncio.sleep(0)
+        for one in asked[1:]:
+            one.cancel()
+        await asked[0]
+        await asyncio.wait(asked)
+        await scorer.close()
+        return seen
+
+    assert len(asyncio.run(run())) <= 2, "the one that was kept, and at most one that was on its way"
