@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from tests.helpers.tiny_models import random_padded, tiny_model
 from verl.algorithms.policy_losses import ClipSettings
-from verl.engines.base import EngineSpec, HeadRequest, OptimizerSpec, PrecisionSpec, ShardingSpec
+from verl.engines.base import EngineSpec, HeadRequest, OptimizerSpec, PrecisionSpec, ShardingSpec, TrainEngine
 from verl.engines.fsdp.engine import FSDPEngine
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyBatch, PolicyUpdateSpec, update_policy
@@ -118,7 +118,7 @@ def update_spec(case: Case, num_rows: int) -> PolicyUpdateSpec:
     )
 
 
-def train(engine: FSDPEngine, case: Case, steps: range) -> list[dict[str, float]]:
+def train(engine: TrainEngine, case: Case, steps: range) -> list[dict[str, float]]:
     """Make some of the steps; returns the metrics of each."""
     history = []
     for step in steps:
@@ -127,7 +127,7 @@ def train(engine: FSDPEngine, case: Case, steps: range) -> list[dict[str, float]
     return history
 
 
-def weights_of(engine: FSDPEngine) -> dict[str, torch.Tensor]:
+def weights_of(engine: TrainEngine) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in engine.named_weights()}
 
 
@@ -137,11 +137,11 @@ def run_case(model_path: str, case: Case) -> dict[str, Any]:
     return {"history": train(engine, case, range(NUM_STEPS)), "weights": weights_of(engine)}
 
 
-def plain_loop(model: torch.nn.Module, case: Case) -> dict[str, Any]:
+def plain_loop(model: torch.nn.Module, case: Case, num_steps: int = NUM_STEPS) -> dict[str, Any]:
     """The same training without the engines: the reference."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=OPTIMIZER.weight_decay)
     losses, norms = [], []
-    for step in range(NUM_STEPS):
+    for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (step + 1) / OPTIMIZER.warmup_steps)
         loss = _plain_loss(model, training_batch(step, case.tied), case.loss_agg_mode)
