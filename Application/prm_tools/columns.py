@@ -12,7 +12,9 @@ from verl.rewards.prm.prompt import problem_of
 from verl.utils.errors import UserError
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt", "query")
-RESPONSE_COLUMNS = ("response", "completion", "output", "answer")
+_SURE_RESPONSE_COLUMNS = ("response", "completion", "output")
+# `answer` is often the true answer, so a column of responses goes before it
+RESPONSE_COLUMNS = (*_SURE_RESPONSE_COLUMNS, "answer")
 RESPONSES_COLUMNS = ("responses",)
 INDEX_COLUMN = "response_index"
 GROUP_COLUMN = "problem_index"
@@ -54,7 +56,7 @@ def find_columns(file: str, key: str, problem: str | None, response: str | None,
     """
     values = first_values(file, key)
     found = choose_column(values, problem, PROBLEM_COLUMNS, file, "--problem-column")
-    wants_many = response is None and (responses is not None or not any(name in values for name in RESPONSE_COLUMNS))
+    wants_many = response is None and (responses is not None or not any(name in values for name in _SURE_RESPONSE_COLUMNS))
     if wants_many and (responses or any(name in values for name in RESPONSES_COLUMNS)):
         many = choose_column(values, responses, RESPONSES_COLUMNS, file, "--responses-column")
         return Columns(found, "response", many)

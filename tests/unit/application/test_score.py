@@ -297,3 +297,9 @@ def test_runs_from_its_own_folder_and_shows_its_help():
     assert process.returncode == 0, err
     assert "--workers" in out
     assert "Eq. 11" in out
+
+
+def test_a_list_of_responses_goes_before_a_column_that_may_be_the_true_answer(score, prm, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "answer": "7", "responses": ["a", "b\n\nc"]}])
+    assert score(*options(prm, source, tmp_path / "out.jsonl")).code == 0
+    assert [row["num_steps"] for row in read_jsonl(tmp_path / "out.jsonl")] == [1, 2]
