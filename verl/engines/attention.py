@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from verl.engines.length_buckets import length_buckets
+from verl.engines.length_buckets import MAX_PADDING_SHARE, length_buckets
 from verl.engines.packing import PackedSequences
 from verl.engines.sequence_parallel import SequenceParallel
 from verl.utils.errors import UserError
@@ -50,15 +50,16 @@ class BucketGrid:
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> BucketGrid:
+    def of(cls, lengths: Sequence[int], device: torch.device, max_padding: float = MAX_PADDING_SHARE) -> BucketGrid:
         """Plan the rectangles.
 
         Args:
             lengths: Tokens of the packed sequences, in their order.
             device: Where the packed tokens are.
+            max_padding: Largest share of padding in a rectangle; 1 gives a single one.
         """
         starts, shapes, place = [0] * len(lengths), [], 0
-        for bucket in length_buckets(lengths):
+        for bucket in length_buckets(lengths, max_padding):
             longest = lengths[bucket[0]]
             for row, sequence in enumerate(bucket):
                 starts[sequence] = place + row * longest
@@ -242,15 +243,33 @@ def attend_padded(
             f"sliding-window attention ({window} tokens) over longer sequences ({layout.max_seqlen}) needs CUDA and "
             "bfloat16: shorten the sequences or run on a GPU"
         )
+    return attend_on_grid(query, key, value, layout.grid, scaling)
+
+
+def attend_on_grid(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: BucketGrid, scaling: float | None
+) -> torch.Tensor:
+    """Attend with one call per rectangle.
+
+    Args:
+        query: [1, H, T, D].
+        key: [1, H_kv, T, D].
+        value: [1, H_kv, T, D].
+        grid: Places of the T tokens.
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+
+    Returns:
+        [1, T, H, D].
+    """
     # On the CPU the backward pass of this kernel is three times slower in 16 bit than in float32.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
     shares = query.shape[1] != key.shape[1]
-    rectangles = zip(*(layout.grid.spread(x, dtype) for x in (query, key, value)), strict=True)
+    rectangles = zip(*(grid.spread(x, dtype) for x in (query, key, value)), strict=True)
     attended = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shares)
         for q, k, v in rectangles
     ]
-    return layout.grid.collect(attended).to(query.dtype)
+    return grid.collect(attended).to(query.dtype)
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
