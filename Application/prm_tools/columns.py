@@ -56,7 +56,8 @@ def find_columns(file: str, key: str, problem: str | None, response: str | None,
     """
     values = first_values(file, key)
     found = choose_column(values, problem, PROBLEM_COLUMNS, file, "--problem-column")
-    wants_many = response is None and (responses is not None or not any(name in values for name in _SURE_RESPONSE_COLUMNS))
+    has_one = any(name in values for name in _SURE_RESPONSE_COLUMNS)
+    wants_many = response is None and (responses is not None or not has_one)
     if wants_many and (responses or any(name in values for name in RESPONSES_COLUMNS)):
         many = choose_column(values, responses, RESPONSES_COLUMNS, file, "--responses-column")
         return Columns(found, "response", many)
