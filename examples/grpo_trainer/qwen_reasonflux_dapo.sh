@@ -45,7 +45,7 @@ python3 -m verl.trainer.main_ppo \
     reward_model.enable_resource_pool=True \
     reward_model.nnodes="$PRM_NNODES" \
     reward_model.n_gpus_per_node="$PRM_GPUS_PER_NODE" \
-    algorithm.adv_estimator=grpo_ps \
+    algorithm.adv_estimator=grpo \
     algorithm.use_kl_in_reward=False \
     trainer.critic_warmup=0 \
     trainer.logger='["console","wandb"]' \
