@@ -74,7 +74,7 @@ class VocabParallelHead:
         Returns:
             log-probs [M] float32; entropy [M] float32 or None; the same on every rank.
         """
-        log_probs, entropy = _Head.apply(hidden, weight, labels, self)  # type: ignore[no-untyped-call]
+        log_probs, entropy = _Head.apply(hidden, weight, labels, self)
         return log_probs, entropy if self.with_entropy else None
 
     def logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ class _Head(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_log_probs: torch.Tensor, grad_entropy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         head: VocabParallelHead = ctx.head

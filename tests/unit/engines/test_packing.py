@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from tests.helpers.tiny_models import random_padded
-from verl.engines.packing import LabelledSequences, PaddedSequences, padded_to_longest, padded_to_multiple, without_targets
+from verl.engines.packing import (
+    LabelledSequences,
+    PaddedSequences,
+    padded_to_longest,
+    padded_to_multiple,
+    without_targets,
+)
 
 
 def _padded(responses: list[list[int]], mask: list[list[int]]) -> PaddedSequences:

@@ -73,7 +73,7 @@ class PackedGPT(GPTModel):
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
             share_embeddings_and_output_weights=shape.is_tied,
-            position_embedding_type="none",  # type: ignore[arg-type]
+            position_embedding_type="none",
             parallel_output=True,
         )
         self.shape = shape
@@ -85,7 +85,7 @@ class PackedGPT(GPTModel):
             if dim is not None and not getattr(parameter, "tensor_model_parallel", False):
                 set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
 
-    def forward(self, packed: PackedSequences) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, packed: PackedSequences) -> torch.Tensor:
         """Run this stage's layers.
 
         Args:

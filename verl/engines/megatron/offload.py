@@ -13,7 +13,7 @@ import torch
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[arg-type]
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 class HostStash:
