@@ -117,8 +117,7 @@ class PackedGPT(GPTModel):
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden)
-        weight = self.shared_embedding_or_output_weight()
-        weight = self.output_layer.weight if weight is None or not self.shape.is_tied else weight
+        weight = self.shared_embedding_or_output_weight() if self.shape.is_tied else self.output_layer.weight
         rank, rows = parallel_state.get_tensor_model_parallel_rank(), weight.shape[0]
         size = max(0, min(rows, self.shape.vocab - rank * rows))
         vocab = VocabSlice(rank * rows, size, parallel_state.get_tensor_model_parallel_group())
