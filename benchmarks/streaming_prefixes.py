@@ -171,28 +171,31 @@ async def measure(spec: PRMSpec, arguments: argparse.Namespace) -> dict[str, Any
     """
     engine = importlib.import_module(_ENGINE).PooledRows(spec, load_adapter(spec))
     try:
-        found: dict[str, Any] = {}
-        for scenario in SCENARIOS:
-            paced, at_once = Rollout(engine.rows, arguments.pace), Rollout(engine.rows, float("inf"))
-            await at_once.run(_responses(scenario, spec, arguments, seed=100), "whole")  # not counted
-            result = found[scenario] = {mode: {"exposed_s": [], "at_once_s": []} for mode in MODES}
-            for repeat in range(arguments.repeats):
-                scores = {}
-                for number, mode in enumerate(MODES):
-                    # each run has texts of its own: nothing of them may be in the KV cache yet
-                    responses = _responses(scenario, spec, arguments, seed=200 * repeat + 10 * number)
-                    result[mode]["exposed_s"].append(max((await paced.run(responses, mode))[1]))
-                    responses = _responses(scenario, spec, arguments, seed=200 * repeat + 10 * number + 5)
-                    result[mode]["at_once_s"].append(max((await at_once.run(responses, mode))[1]))
-                    responses = _responses(scenario, spec, arguments, seed=0)
-                    scores[mode] = (await at_once.run(responses, mode))[0]
-                _check_equal(scores)
-            result["longest"] = max(each.ends()[-1] for each in responses)
-            result["num_tokens"] = sum(each.ends()[-1] for each in responses)
-            result["num_steps"] = sum(len(each.ends()) for each in responses)
-        return found
+        return {scenario: await _measure_scenario(engine.rows, scenario, spec, arguments) for scenario in SCENARIOS}
     finally:
         engine.close()
+
+
+async def _measure_scenario(rows: Any, scenario: str, spec: PRMSpec, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one scenario in both modes, `repeats` times."""
+    paced, at_once = Rollout(rows, arguments.pace), Rollout(rows, float("inf"))
+    await at_once.run(_responses(scenario, spec, arguments, seed=100), "whole")  # not counted
+    result: dict[str, Any] = {mode: {"exposed_s": [], "at_once_s": []} for mode in MODES}
+    for repeat in range(arguments.repeats):
+        scores = {}
+        for number, mode in enumerate(MODES):
+            # each run has texts of its own: nothing of them may be in the KV cache yet
+            responses = _responses(scenario, spec, arguments, seed=200 * repeat + 10 * number)
+            result[mode]["exposed_s"].append(max((await paced.run(responses, mode))[1]))
+            responses = _responses(scenario, spec, arguments, seed=200 * repeat + 10 * number + 5)
+            result[mode]["at_once_s"].append(max((await at_once.run(responses, mode))[1]))
+            responses = _responses(scenario, spec, arguments, seed=0)
+            scores[mode] = (await at_once.run(responses, mode))[0]
+        _check_equal(scores)
+    result["longest"] = max(each.ends()[-1] for each in responses)
+    result["num_tokens"] = sum(each.ends()[-1] for each in responses)
+    result["num_steps"] = sum(len(each.ends()) for each in responses)
+    return result
 
 
 def _check_equal(scores: dict[str, list[np.ndarray]]) -> None:

@@ -117,7 +117,7 @@ def test_a_missing_prm(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_policy_given_as_prm(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = refusal(capfd, *arguments(files, *prm_overrides(files / "policy")))
-    assert "reward_model.model.path" in said and "Qwen2ForCausalLM" in said
+    assert "reward_model.process_reward.adapter" in said and "Qwen2ForCausalLM" in said
 
 
 def test_a_prm_without_its_head(files: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
