@@ -89,7 +89,7 @@ def rank_share(batch: PolicyBatch, rank: int, world_size: int) -> PolicyBatch:
     """Rows of one rank: contiguous, equally many."""
     size = len(batch) // world_size
     rows = slice(rank * size, (rank + 1) * size)
-    return PolicyBatch(**{name: column[rows] for name, column in vars(batch).items()})
+    return PolicyBatch(**{name: None if column is None else column[rows] for name, column in vars(batch).items()})
 
 
 def engine_spec(model_path: str, case: Case) -> EngineSpec:

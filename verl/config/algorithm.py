@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from verl.config.fields import limited
-from verl.config.names import GroupFilterName, KLControllerType, KLType
+from verl.config.names import CorrectionLevel, GroupFilterName, KLControllerType, KLType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,33 @@ class GroupFilterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutCorrectionConfig:
+    """What is done about log-probs of the sampler that differ from the trainer's (precision, kernels, top_p).
+
+    The ratio is trainer before the update over sampler, per token. IcePop (arXiv 2510.18855) is `rollout_is=token`,
+    `rollout_is_threshold=5`, `mask_low=0.5`, `mask_high=5`.
+    """
+
+    bypass_old_log_probs: bool = False
+    """Take the sampler's log-probs as the old ones and save a forward pass. The ratio then has the policy in training
+    on top: it is the clipped one of the loss, or with `rollout_is` the weight of an unclipped policy gradient."""
+    rollout_is: CorrectionLevel | None = None
+    """Truncated importance sampling: weigh each token's loss by its own ratio (`token`) or by the product of the
+    ratios of its response (`sequence`); null = no weights. The loss is divided by the same counts as without."""
+    rollout_is_threshold: float = limited(2.0, above=0.0)
+    """Largest weight."""
+    mask_low: float | None = limited(None, above=0.0, high=1.0)
+    """Leave tokens whose ratio is below it out of the policy loss; null = none."""
+    mask_high: float | None = limited(None, low=1.0)
+    """Leave tokens whose ratio is above it out of the policy loss; null = none."""
+
+    @property
+    def weighs_cut_samples(self) -> bool:
+        """Whether the ratio enters the loss, so that sampling from a cut distribution is accounted for."""
+        return self.bypass_old_log_probs or self.rollout_is is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """The advantage estimator and KL in the reward."""
 
@@ -93,3 +120,5 @@ class AlgorithmConfig:
     """Settings of `adv_estimator=gdpo`."""
     group_filter: GroupFilterConfig = field(default_factory=GroupFilterConfig)
     """Which responses of a group are trained on."""
+    rollout_correction: RolloutCorrectionConfig = field(default_factory=RolloutCorrectionConfig)
+    """What is done about log-probs of the sampler that differ from the trainer's."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ACTOR = "actor_rollout_ref.actor"
 _REF = "actor_rollout_ref.ref"
 _ROLLOUT = "actor_rollout_ref.rollout"
+_CORRECTION = "algorithm.rollout_correction"
 
 
 def find_problems(config: PPOTrainerConfig) -> list[Problem]:
@@ -41,6 +42,7 @@ def find_problems(config: PPOTrainerConfig) -> list[Problem]:
         _micro_batches(config),
         _rollout_servers(config),
         _sampling(config),
+        _correction(config),
         _run(config),
         reward_problems(config),
     )
@@ -166,17 +168,25 @@ def _rollout_servers(config: PPOTrainerConfig) -> Iterator[Problem]:
 
 def _sampling(config: PPOTrainerConfig) -> Iterator[Problem]:
     rollout, validation = config.actor_rollout_ref.rollout, config.actor_rollout_ref.rollout.val_kwargs
+    is_corrected = config.algorithm.rollout_correction.weighs_cut_samples
     cut = "would sample from a cut distribution, whose log-probs the trainer cannot compute"
-    if rollout.top_p < 1.0:
-        yield Problem(f"{_ROLLOUT}.top_p", rollout.top_p, cut, "Set top_p=1.0 (val_kwargs.top_p is free)")
-    if rollout.top_k != -1:
-        yield Problem(f"{_ROLLOUT}.top_k", rollout.top_k, cut, "Set top_k=-1 (val_kwargs.top_k is free)")
+    for name, found, off in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, -1)):
+        if found != off and not is_corrected:
+            mend = f"Set {name}={off} (val_kwargs.{name} is free), or {_CORRECTION}.rollout_is=token"
+            yield Problem(f"{_ROLLOUT}.{name}", found, cut, mend, (f"{_CORRECTION}.rollout_is",))
     greedy = not validation.do_sample or validation.temperature == 0.0
     if validation.n > 1 and greedy:
         allowed = "greedy decoding gives the same answer every time"
         mend = "Set val_kwargs.do_sample=True and val_kwargs.temperature above 0, or n=1"
         keys = (f"{_ROLLOUT}.val_kwargs.do_sample", f"{_ROLLOUT}.val_kwargs.temperature")
         yield Problem(f"{_ROLLOUT}.val_kwargs.n", validation.n, allowed, mend, keys)
+
+
+def _correction(config: PPOTrainerConfig) -> Iterator[Problem]:
+    correction = config.algorithm.rollout_correction
+    if correction.mask_low is not None and correction.mask_low == correction.mask_high:
+        mend = "Move mask_low below 1, or mask_high above"
+        yield Problem(f"{_CORRECTION}.mask_low", correction.mask_low, "equals mask_high: no token would be left", mend)
 
 
 def _run(config: PPOTrainerConfig) -> Iterator[Problem]:

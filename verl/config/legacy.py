@@ -13,6 +13,7 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 _ACTOR = "actor_rollout_ref.actor"
 _REF = "actor_rollout_ref.ref"
 _MODEL = "actor_rollout_ref.model"
+_CORRECTION = "algorithm.rollout_correction"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,12 @@ _POLICY: tuple[Entry, ...] = (
     NoEffect(f"{_ACTOR}.optim.optimizer_impl", "the optimizer is AdamW", ("torch.optim",)),
     NoEffect(f"{_ACTOR}.policy_loss.loss_mode", "the loss is the clipped surrogate", ("vanilla",)),
     NoEffect(f"{_ACTOR}.policy_loss.*", "the loss is the clipped surrogate"),
-    NoEffect(f"{_ACTOR}.tis_imp_ratio_cap", "importance sampling correction is not built", (-1, 0, None)),
+    NoEffect(
+        f"{_ACTOR}.tis_imp_ratio_cap",
+        "it is algorithm.rollout_correction.rollout_is_threshold",
+        (-1, 0, None),
+        "Set algorithm.rollout_correction.rollout_is=token and rollout_is_threshold",
+    ),
     NoEffect(f"{_ACTOR}.profiler.*", "there is no profiler section"),
     *_sharding_keys(_ACTOR),
     TotalPerStep(f"{_REF}.log_prob_micro_batch_size", f"{_REF}.log_prob_micro_batch_size_per_gpu"),
@@ -225,6 +231,10 @@ _RUN: tuple[Entry, ...] = (
     NoEffect("algorithm.pf_ppo.*", "not built"),
     NoEffect("algorithm.filter_groups.enable", "dynamic sampling is not built", _OFF),
     NoEffect("algorithm.filter_groups.*", "dynamic sampling is not built"),
+    Renamed(f"{_CORRECTION}.bypass_mode", f"{_CORRECTION}.bypass_old_log_probs"),
+    NoEffect(f"{_CORRECTION}.rollout_rs", "use mask_low and mask_high", (None,), "Set mask_low and mask_high"),
+    NoEffect(f"{_CORRECTION}.rollout_rs_threshold", "use mask_low and mask_high", (None,), "Set mask_high"),
+    NoEffect(f"{_CORRECTION}.rollout_is_batch_normalize", "weights are not normalised", _OFF),
     NoEffect("trainer.critic_warmup", "there is no critic", (0,), "Set critic_warmup=0"),
     NoEffect("trainer.max_critic_ckpt_to_keep", "there is no critic"),
     NoEffect("trainer.default_hdfs_dir", "not built", (None,), "Checkpoints go to trainer.default_local_dir"),

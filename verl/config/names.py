@@ -31,6 +31,8 @@ GROUP_FILTERS: tuple[str, ...] = get_args(GroupFilterName)
 
 LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 LOSS_AGG_MODES: tuple[str, ...] = get_args(LossAggMode)
+CorrectionLevel = Literal["token", "sequence"]
+CORRECTION_LEVELS: tuple[str, ...] = get_args(CorrectionLevel)
 KLType = Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"]
 KL_TYPES: tuple[str, ...] = get_args(KLType)
 KLControllerType = Literal["fixed", "adaptive"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from verl.config.actor import ActorConfig
-from verl.config.algorithm import AlgorithmConfig
+from verl.config.algorithm import AlgorithmConfig, RolloutCorrectionConfig
 from verl.config.engine import MegatronConfig
 from verl.config.names import ADV_ESTIMATORS, PROCESS_ESTIMATORS, STD_ESTIMATORS
 from verl.config.reward import ProcessRewardConfig
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from verl.config.root import PPOTrainerConfig
 
 _DEFAULT_ALGORITHM = AlgorithmConfig()
+_DEFAULT_CORRECTION = RolloutCorrectionConfig()
 _DEFAULT_PROCESS = ProcessRewardConfig()
 _LEGACY_IGNORES = ("aggregation", "alpha", "score_space", "step_separator", "gate", "beta", "beta_schedule")
 
@@ -33,6 +34,7 @@ def find_notices(config: PPOTrainerConfig) -> list[str]:
         *_actor(config.actor_rollout_ref.actor),
         *_rewards(config),
         *_estimator(config.algorithm, config.reward_model.process_reward),
+        *_correction(config.algorithm.rollout_correction),
         *_run(config),
     ]
 
@@ -79,6 +81,14 @@ def _estimator(algorithm: AlgorithmConfig, process: ProcessRewardConfig) -> Iter
         yield "algorithm.group_filter: no effect with name=none"
     if name == "grpo_minform" and process.score_space == "prob":
         yield "adv_estimator=grpo_minform: PURE's scores are signed (process_reward.score_space=signed), these are prob"
+
+
+def _correction(correction: RolloutCorrectionConfig) -> Iterator[str]:
+    key = "algorithm.rollout_correction"
+    if correction.rollout_is is None and correction.rollout_is_threshold != _DEFAULT_CORRECTION.rollout_is_threshold:
+        yield f"{key}.rollout_is_threshold: no effect without rollout_is"
+    if correction.bypass_old_log_probs and correction.rollout_is is not None:
+        yield f"{key}: the loss is a truncated policy gradient; actor.clip_ratio* have no effect"
 
 
 def _run(config: PPOTrainerConfig) -> Iterator[str]:

@@ -70,9 +70,10 @@ class RolloutConfig(ServingConfig):
     temperature: float = limited(1.0, above=0.0)
     """Sampling temperature in training; the trainer divides its logits by the same number."""
     top_p: float = limited(1.0, above=0.0, high=1.0)
-    """Nucleus sampling in training; must be 1, or the trainer's log-probs would not match the sampler's."""
+    """Nucleus sampling in training; below 1 the trainer's log-probs do not match the sampler's, so that it needs
+    `algorithm.rollout_correction` (`rollout_is`, or `bypass_old_log_probs`)."""
     top_k: int = limited(-1, low=1, or_value=-1)
-    """Top-k sampling in training; must be -1 for the same reason."""
+    """Top-k sampling in training; other than -1 only with a correction, for the same reason."""
     free_cache_engine: bool = True
     """Free the KV cache (and weights) while the trainer uses the same GPUs. No effect on a CPU."""
     log_prob_micro_batch_size_per_gpu: int | None = limited(None, low=1)
@@ -83,6 +84,12 @@ class RolloutConfig(ServingConfig):
     """Old log-probs: most tokens in one forward on one rank; null = the actor's budget. Unit: tokens."""
     weight_sync_backend: WeightSyncBackend = "auto"
     """How new weights reach the servers: `ipc` (same GPUs) or `shared_memory` (CPU); auto chooses by device."""
+    submit_longest_first: bool = False
+    """Start the groups first whose prompts had the longest responses so far (from the second epoch on)."""
+    max_in_flight_groups: int = limited(0, low=0)
+    """Most groups handed to one server at once; 0 = all of them. Unit: groups."""
+    weight_sync_timeout_s: float = limited(600.0, above=0.0)
+    """Longest wait for all servers to answer one message of a weight sync; then the run ends. Unit: seconds."""
     timeout_s: float = limited(3600.0, above=0.0)
     """Longest wait for all responses of a batch. Unit: seconds."""
     val_kwargs: ValKwargs = field(default_factory=ValKwargs)

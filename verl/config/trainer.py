@@ -65,6 +65,9 @@ class TrainerConfig:
     """Seed of everything random (data order, sampling, initialisation)."""
     max_staleness: int = limited(0, low=0)
     """Policy versions the generator may run ahead; 0 = on-policy. Only 0 is built. Unit: policy versions."""
+    max_skipped_steps: int = limited(3, low=0)
+    """Stop after so many training steps in a row in which every optimizer step was skipped because its gradients were
+    not finite; 0 = never. Unit: training steps."""
     dry_run: bool = False
     """Print the plan (placement, batch arithmetic, memory) and stop before Ray starts."""
 

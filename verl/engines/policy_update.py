@@ -20,7 +20,8 @@ import torch
 
 from verl.algorithms.aggregation import LossDenominator, agg_loss
 from verl.algorithms.kl import kl_penalty
-from verl.algorithms.policy_losses import ClipSettings, get_policy_loss_fn
+from verl.algorithms.policy_losses import ClipSettings, PolicyLoss, get_policy_loss_fn
+from verl.algorithms.rollout_correction import CorrectionSettings, mismatch_sums, token_weights
 from verl.engines.base import HeadOutputs, HeadRequest, TrainEngine
 from verl.engines.micro_batches import MicroBatchSpec, make_micro_batches
 from verl.engines.packing import PackedSequences, PaddedSequences
@@ -39,6 +40,7 @@ class PolicyBatch:
         old_log_probs: [S, R] float32, of the policy before this update.
         advantages: [S, R] float32.
         ref_log_prob: [S, R] float32, of the reference; needed by the KL loss only.
+        rollout_is_weights: [S, R] float32, factor of each token's policy loss (`rollout_correction`); None: all 1.
     """
 
     prompts: torch.Tensor
@@ -48,6 +50,7 @@ class PolicyBatch:
     old_log_probs: torch.Tensor
     advantages: torch.Tensor
     ref_log_prob: torch.Tensor | None = None
+    rollout_is_weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.responses.shape[0]
@@ -75,6 +78,8 @@ class PolicyUpdateSpec:
         entropy_coeff: Weight of the entropy bonus.
         kl_loss_coef: Weight of the KL to the reference; None leaves it out.
         kl_loss_type: Its estimator.
+        live_correction: For old log-probs that are the sampler's own: compute weights in the loss, from the policy in
+            training; None: they are the trainer's, and weights come with the batch if there are any.
     """
 
     mini_batch_size: int
@@ -89,6 +94,7 @@ class PolicyUpdateSpec:
     entropy_coeff: float = 0.0
     kl_loss_coef: float | None = None
     kl_loss_type: str = "low_var_kl"
+    live_correction: CorrectionSettings | None = None
 
 
 def update_policy(engine: TrainEngine, batch: PolicyBatch, spec: PolicyUpdateSpec) -> dict[str, float]:
@@ -155,9 +161,7 @@ class PolicyLossShare:
         log_probs = micro_batch.scatter(outputs.log_probs)
         mask = micro_batch.scatter(torch.ones_like(outputs.log_probs, requires_grad=False))
         rows, spec = micro_batch.rows, self.spec
-        policy = get_policy_loss_fn(spec.loss_name)(
-            log_probs, self.batch.old_log_probs[rows], self.batch.advantages[rows], mask, spec.clip
-        )
+        policy = self._policy_loss(log_probs, mask, rows)
         loss = self._aggregate(policy.loss, mask)
         metrics = {_metric_name(n): total / self.counts.num_tokens for n, total in policy.metric_sums.items()}
         metrics["pg_loss"] = loss
@@ -171,6 +175,26 @@ class PolicyLossShare:
             loss = loss + spec.kl_loss_coef * kl
         metrics["loss"] = loss
         return loss, metrics
+
+    def _policy_loss(self, log_probs: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> PolicyLoss:
+        """The loss per token times its importance weight, which is a constant. Denominators stay what they are: a token
+        without weight counts as a loss of zero, so that leaving out many makes the step smaller and not noisier.
+
+        With a live correction and weights, the surrogate stands at ratio 1 (nothing is clipped) and the weight alone
+        is the truncated ratio: min(rho, cap) * A * grad log pi, as in CISPO (MiniMax-M1, arXiv 2506.13585, Eq. 4).
+        """
+        spec, old = self.spec, self.batch.old_log_probs[rows]
+        sums: dict[str, torch.Tensor] = {}
+        weights = None if self.batch.rollout_is_weights is None else self.batch.rollout_is_weights[rows]
+        if spec.live_correction is not None:
+            weights, keep_mask, is_capped = token_weights(log_probs, old, mask, spec.live_correction)
+            sums = {f"rollout_{name}": total for name, total in mismatch_sums(log_probs, old, mask).items()}
+            sums |= {"rollout_masked": mask.sum() - keep_mask.sum(), "rollout_truncated": is_capped.sum()}
+            old = old if spec.live_correction.level == "none" else log_probs.detach()
+        policy = get_policy_loss_fn(spec.loss_name)(log_probs, old, self.batch.advantages[rows], mask, spec.clip)
+        if weights is None:
+            return policy
+        return replace(policy, loss=policy.loss * weights, metric_sums=policy.metric_sums | sums)
 
     def _aggregate(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return agg_loss(values, mask, self.spec.loss_agg_mode, self.counts)
@@ -226,10 +250,6 @@ def _check_equal_rows(engine: TrainEngine, num_rows: int) -> None:
 
 def _columns_to(batch: PolicyBatch, device: torch.device) -> PolicyBatch:
     """Move the columns that the loss reads; the tokens are packed on the CPU."""
-    reference = None if batch.ref_log_prob is None else batch.ref_log_prob.to(device)
-    return replace(
-        batch,
-        old_log_probs=batch.old_log_probs.to(device),
-        advantages=batch.advantages.to(device),
-        ref_log_prob=reference,
-    )
+    names = ("old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights")
+    columns = {name: getattr(batch, name) for name in names}
+    return replace(batch, **{name: column.to(device) for name, column in columns.items() if column is not None})

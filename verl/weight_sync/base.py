@@ -18,6 +18,13 @@ NamedWeights = Iterable[tuple[str, torch.Tensor]]
 """Hugging Face parameter names with full (unsharded) tensors. Iterating it may be a collective over trainer ranks."""
 
 
+class WeightSyncFailedError(RuntimeError):
+    """An engine died, failed or did not answer in the middle of a sync.
+
+    Engines may now hold weights of different versions, or half of a version: no rollout may start, the run has to end.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class WeightStream:
     """Named weights that can be iterated more than once.

@@ -41,7 +41,6 @@ _SENDERS = {
     "shared_memory": "verl.weight_sync.shared_memory:SharedMemorySender",
     "ipc": "verl.weight_sync.vllm_ipc_sender:IPCSender",
 }
-_SYNC_TIMEOUT_S = 1800.0
 
 
 class ActorRolloutRefWorker(Worker):
@@ -120,7 +119,8 @@ class ActorRolloutRefWorker(Worker):
             servers[self.place.node_index] if backend == "shared_memory" else [s for node in servers for s in node]
         )
         leads = self.place.is_node_leader if backend == "shared_memory" else self.place.rank == 0
-        client = RayWeightSyncClient(reachable, _SYNC_TIMEOUT_S) if leads and reachable else None
+        timeout_s = self._config.actor_rollout_ref.rollout.weight_sync_timeout_s
+        client = RayWeightSyncClient(reachable, timeout_s) if leads and reachable else None
         self._sender = sender_class(client, leads)
 
     @register(Dispatch.DP_COMPUTE_PROTO)
@@ -169,7 +169,8 @@ class ActorRolloutRefWorker(Worker):
             response_mask=columns["response_mask"],
             old_log_probs=columns["old_log_probs"],
             advantages=columns["advantages"],
-            ref_log_prob=columns["ref_log_prob"] if "ref_log_prob" in columns.keys() else None,
+            ref_log_prob=columns.get("ref_log_prob", None),
+            rollout_is_weights=columns.get("rollout_is_weights", None),
         )
         spec = policy_update_spec(self._config, self._config.trainer.seed + self._num_updates)
         self._num_updates += 1

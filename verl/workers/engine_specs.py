@@ -14,6 +14,7 @@ from verl.config.model import ModelConfig
 from verl.engines.base import EngineSpec, MegatronSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyUpdateSpec
+from verl.workers.correction_specs import correction_settings
 
 
 def actor_engine_spec(config: PPOTrainerConfig, device: str, total_optimizer_steps: int) -> EngineSpec:
@@ -221,6 +222,7 @@ def policy_update_spec(config: PPOTrainerConfig, shuffle_seed: int) -> PolicyUpd
         The spec.
     """
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    correction = config.algorithm.rollout_correction
     return PolicyUpdateSpec(
         mini_batch_size=BatchPlan.from_config(config).mini_batch_sequences_per_rank,
         micro=actor_micro_batches(config),
@@ -233,6 +235,7 @@ def policy_update_spec(config: PPOTrainerConfig, shuffle_seed: int) -> PolicyUpd
         entropy_coeff=actor.entropy_coeff,
         kl_loss_coef=actor.kl_loss_coef if actor.use_kl_loss else None,
         kl_loss_type=actor.kl_loss_type,
+        live_correction=correction_settings(correction) if correction.bypass_old_log_probs else None,
     )
 
 

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight sync control messages to rollout servers on Ray. Spoken from a trainer rank, not from the driver."""
+"""Weight sync control messages to rollout servers on Ray. Spoken from a trainer rank, not from the driver.
+
+A server that dies, fails or does not answer ends the sync at once with an error that names it: its weights and those of
+the others may now be of different versions, so nothing is retried.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import RayActorError, RayTaskError
+
+from verl.weight_sync.base import WeightSyncFailedError
 
 
 class RayWeightSyncClient:
@@ -18,15 +25,17 @@ class RayWeightSyncClient:
         >>> client.start_update()
     """
 
-    def __init__(self, servers: Sequence[Any], timeout_s: float) -> None:
+    def __init__(self, servers: Sequence[Any], timeout_s: float, calls: Any = ray) -> None:
         """Remember the servers.
 
         Args:
             servers: Actor handles of `RolloutServer`.
             timeout_s: Seconds each message may take.
+            calls: Has Ray's `wait` and `get`.
         """
         self._servers = list(servers)
         self._timeout_s = timeout_s
+        self._calls = calls
 
     def init_transfer(self, init_info: dict[str, Any]) -> None:
         """See `WeightSyncClient.init_transfer`."""
@@ -45,10 +54,28 @@ class RayWeightSyncClient:
         self._say("finish_update", version)
 
     def _say(self, method: str, *args: Any) -> None:
+        """Say it to all; the first server that fails ends the wait, the others may be waiting for that one."""
         references = [getattr(server, method).remote(*args) for server in self._servers]
+        deadline = time.monotonic() + self._timeout_s
+        pending = list(references)
+        while pending:
+            left_s = max(0.0, deadline - time.monotonic())
+            done, pending = self._calls.wait(pending, num_returns=1, timeout=left_s)
+            if not done:
+                silent = ", ".join(str(references.index(reference)) for reference in pending)
+                raise WeightSyncFailedError(
+                    f"weight sync: rollout server(s) {silent} of {len(references)} (counted from 0) did not answer "
+                    f"{method} in {self._timeout_s:g} s (actor_rollout_ref.rollout.weight_sync_timeout_s)"
+                )
+            self._take(done[0], f"rollout server {references.index(done[0])} of {len(references)}", method)
+
+    def _take(self, reference: Any, server: str, method: str) -> None:
         try:
-            ray.get(references, timeout=self._timeout_s)
-        except GetTimeoutError as error:
-            raise RuntimeError(
-                f"weight sync: {method} was not answered by {len(references)} rollout server(s) in {self._timeout_s} s"
+            self._calls.get(reference)
+        except RayActorError as error:
+            raise WeightSyncFailedError(f"weight sync: {server} (counted from 0) died during {method}") from error
+        except RayTaskError as error:
+            cause = getattr(error, "cause", None) or error
+            raise WeightSyncFailedError(
+                f"weight sync: {server} (counted from 0) failed in {method}: {type(cause).__name__}: {cause}"
             ) from error

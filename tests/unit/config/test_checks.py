@@ -14,6 +14,7 @@ from verl.utils.errors import UserError
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 REF = "actor_rollout_ref.ref"
+CORRECTION = "algorithm.rollout_correction"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,23 @@ REF = "actor_rollout_ref.ref"
         # sampling
         ([f"{ROLLOUT}.top_p=0.95"], "whose log-probs the trainer cannot compute", [f"{ROLLOUT}.val_kwargs.top_p=0.95"]),
         ([f"{ROLLOUT}.top_k=50"], "whose log-probs the trainer cannot compute", [f"{ROLLOUT}.val_kwargs.top_k=50"]),
+        (
+            [f"{ROLLOUT}.top_p=0.95", f"{CORRECTION}.mask_low=0.5"],  # leaves tokens out, but weighs none
+            f"or {CORRECTION}.rollout_is=token",
+            [f"{ROLLOUT}.top_p=0.95", f"{CORRECTION}.rollout_is=token"],
+        ),
+        (
+            [f"{ROLLOUT}.top_k=50"],
+            "whose log-probs the trainer cannot compute",
+            [f"{ROLLOUT}.top_k=50", f"{CORRECTION}.bypass_old_log_probs=True"],
+        ),
+        (
+            [f"{CORRECTION}.mask_low=1", f"{CORRECTION}.mask_high=1"],
+            "no token would be left",
+            [f"{CORRECTION}.mask_low=0.5", f"{CORRECTION}.mask_high=5"],
+        ),
+        ([f"{CORRECTION}.mask_low=1.5"], "at most 1", [f"{CORRECTION}.mask_low=1"]),
+        ([f"{CORRECTION}.rollout_is=word"], "token | sequence", [f"{CORRECTION}.rollout_is=sequence"]),
         ([f"{ROLLOUT}.temperature=0"], "must be above 0", [f"{ROLLOUT}.temperature=0.6"]),
         (
             [f"{ROLLOUT}.val_kwargs.n=4"],

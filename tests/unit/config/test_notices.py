@@ -29,6 +29,14 @@ PROCESS = "reward_model.process_reward"
         (["algorithm.gdpo.batch_norm=False"], "algorithm.gdpo: no effect with adv_estimator=grpo"),
         (["algorithm.group_filter.keep=2"], "algorithm.group_filter: no effect with name=none"),
         ([*WITH_PRM, "algorithm.adv_estimator=grpo_minform"], "PURE's scores are signed"),
+        (["algorithm.rollout_correction.rollout_is_threshold=3"], "no effect without rollout_is"),
+        (
+            [
+                "algorithm.rollout_correction.rollout_is=token",
+                "algorithm.rollout_correction.bypass_old_log_probs=True",
+            ],
+            "actor.clip_ratio* have no effect",
+        ),
         (["trainer.save_freq=0"], "no checkpoint is written"),
     ],
 )

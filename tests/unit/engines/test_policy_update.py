@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,17 @@ import torch
 
 from tests.helpers.engine_cases import CASES, engine_spec, one_rank_group, training_batch, update_spec
 from tests.helpers.tiny_models import save_tiny_model
+from verl.algorithms.aggregation import LossDenominator
+from verl.algorithms.rollout_correction import CorrectionSettings
+from verl.engines.base import HeadOutputs
 from verl.engines.fsdp.engine import FSDPEngine
-from verl.engines.policy_update import PolicyUpdateSpec, mini_batch_rows, update_policy
+from verl.engines.policy_update import (
+    PolicyBatch,
+    PolicyLossShare,
+    PolicyUpdateSpec,
+    mini_batch_rows,
+    update_policy,
+)
 from verl.utils.errors import UserError
 
 
@@ -68,7 +78,7 @@ def test_masked_out_sequences_count_nowhere(folder: Path, spec: PolicyUpdateSpec
     with one_rank_group():
         for share in (
             replace(batch, response_mask=masked),
-            replace(batch, **{name: column[kept] for name, column in vars(batch).items()}),
+            replace(batch, **{name: column[kept] for name, column in vars(batch).items() if column is not None}),
         ):
             engine = FSDPEngine(engine_spec(str(folder), CASES["plain"]))
             metrics = update_policy(engine, share, spec)
@@ -107,3 +117,95 @@ def test_a_budget_below_the_longest_sequence_is_a_user_error(engine: FSDPEngine,
 def test_the_kl_loss_needs_its_column(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
     with pytest.raises(ValueError, match="ref_log_prob"):
         update_policy(engine, replace(training_batch(0), ref_log_prob=None), spec)
+
+
+@dataclass
+class OneRow:
+    """A micro-batch of one row whose tokens are all response tokens."""
+
+    rows: torch.Tensor
+
+    def scatter(self, values: torch.Tensor) -> torch.Tensor:
+        return values.reshape(1, -1)
+
+
+def shares(spec: PolicyUpdateSpec, **columns: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Metrics of a loss over one row of four tokens, and the gradient of the log-probs."""
+    present = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    values = {
+        "old_log_probs": torch.tensor([[-1.1, -2.0, -1.5, -1.0]]),
+        "advantages": torch.tensor([[1.0, -1.0, 2.0, 1.0]]),
+        "ref_log_prob": torch.zeros(1, 4),
+    } | columns
+    batch = PolicyBatch(tokens, tokens + 1, tokens, tokens + 1, **values)
+    loss, metrics = PolicyLossShare(batch, spec, LossDenominator(4, 1, 4))(
+        OneRow(torch.tensor([0])), HeadOutputs(present, None)
+    )
+    loss.backward()
+    return metrics, present.grad
+
+
+def test_weights_of_one_change_nothing_bit_for_bit(spec: PolicyUpdateSpec) -> None:
+    plain = replace(spec, entropy_coeff=0.0)
+    expected, gradient = shares(plain)
+    metrics, weighted = shares(plain, rollout_is_weights=torch.ones(1, 4))
+    assert all(metrics[name].equal(expected[name]) for name in expected)
+    assert weighted.equal(gradient)
+
+
+def test_weights_multiply_the_policy_loss_of_their_token_and_nothing_else(spec: PolicyUpdateSpec) -> None:
+    plain = replace(spec, entropy_coeff=0.0, kl_loss_coef=None)
+    weights = torch.tensor([[0.5, 0.0, 2.0, 1.0]])
+    expected, gradient = shares(plain)
+    metrics, weighted = shares(plain, rollout_is_weights=weights)
+    assert weighted.tolist() == pytest.approx((gradient * weights[0]).tolist())
+    assert metrics["ppo_kl"].equal(expected["ppo_kl"])
+    with_kl = replace(spec, entropy_coeff=0.0)
+    assert shares(with_kl, rollout_is_weights=weights)[0]["kl_loss"].equal(shares(with_kl)[0]["kl_loss"])
+
+
+def test_a_bypass_without_weights_is_the_clipped_surrogate_on_the_sampler(spec: PolicyUpdateSpec) -> None:
+    plain = replace(spec, entropy_coeff=0.0)
+    expected, gradient = shares(plain)
+    metrics, bypassed = shares(replace(plain, live_correction=CorrectionSettings()))
+    assert bypassed.equal(gradient)
+    assert metrics["pg_loss"].equal(expected["pg_loss"])
+    differences = [0.1, 0.0, 1.0, -2.0]
+    assert metrics["rollout_log_prob_diff"].item() == pytest.approx(sum(map(abs, differences)) / 4)
+    assert metrics["rollout_k3"].item() == pytest.approx(sum(math.expm1(d) - d for d in differences) / 4, rel=1e-5)
+    assert metrics["rollout_masked"].item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        (CorrectionSettings(level="token", cap=2.0), [math.exp(0.1), 1.0, 2.0, math.exp(-2.0)]),
+        (CorrectionSettings(level="sequence", cap=2.0), [math.exp(-0.9)] * 4),
+        (CorrectionSettings(level="token", cap=5.0, mask_low=0.5), [math.exp(0.1), 1.0, math.e, 0.0]),
+    ],
+)
+def test_a_bypass_with_weights_is_a_truncated_policy_gradient(
+    spec: PolicyUpdateSpec, settings: CorrectionSettings, factors: list[float]
+) -> None:
+    """-A * w per token over the four tokens: whatever the clip range, which the ratios leave on both sides."""
+    _, gradient = shares(replace(spec, entropy_coeff=0.0, kl_loss_coef=None, live_correction=settings))
+    advantages = [1.0, -1.0, 2.0, 1.0]
+    expected = [-a * w / 4 for a, w in zip(advantages, factors, strict=True)]
+    assert gradient.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_bypass_with_a_mask_leaves_tokens_out(spec: PolicyUpdateSpec) -> None:
+    plain = replace(spec, entropy_coeff=0.0, kl_loss_coef=None)
+    _, gradient = shares(plain)
+    metrics, masked = shares(replace(plain, live_correction=CorrectionSettings(mask_low=0.5, mask_high=2.0)))
+    assert masked.tolist() == [gradient[0].item(), gradient[1].item(), 0.0, 0.0]
+    assert metrics["rollout_masked"].item() == pytest.approx(0.5)
+
+
+def test_weights_reach_an_engine(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:
+    batch = training_batch(0)
+    weightless = replace(batch, rollout_is_weights=torch.zeros_like(batch.advantages))
+    metrics = update_policy(engine, weightless, replace(spec, entropy_coeff=0.0, kl_loss_coef=None))
+    assert metrics["actor/pg_loss"] == 0.0
+    assert metrics["actor/grad_norm"] == 0.0

@@ -109,6 +109,18 @@ class CheckpointFolders:
         last = int(marker.read_text()) if marker.is_file() else complete[-1]
         return self._root / f"global_step_{last if last in complete else complete[-1]}"
 
+    def restart_hint(self) -> str:
+        """Say what happens when a run that broke off is started again.
+
+        Returns:
+            A sentence; it names the newest checkpoint if there is one.
+        """
+        complete = self._complete()
+        if not complete:
+            return f"There is no checkpoint in {self._root} yet: started again, the run begins anew."
+        newest = self._root / f"global_step_{complete[-1]}"
+        return f"Started again with trainer.resume_mode=auto, the run goes on from {newest}."
+
     def _complete(self) -> list[int]:
         matches = (_FOLDER.fullmatch(path.name) for path in self._root.glob("global_step_*"))
         return sorted(int(match.group(1)) for match in matches if match)

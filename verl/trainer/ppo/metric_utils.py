@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from verl.algorithms.rollout_correction import bounded_exp, masked_log_ratio, mismatch_sums
 from verl.protocol import DataProto
 
 
@@ -43,17 +44,41 @@ def compute_mismatch_metrics(batch: DataProto) -> dict[str, float]:
         batch: [S] rows with `old_log_probs` and `rollout_log_probs`.
 
     Returns:
-        Absolute difference per token, mean and max; the mean k3 estimate of KL(rollout || trainer).
+        Absolute difference per token, mean and max; ratio trainer / rollout, mean, min and max (a mean far from 1 is a
+        bias); the mean k3 estimate of KL(rollout || trainer) and that of chi^2(trainer || rollout), the variance of
+        the ratio. See `verl.algorithms.rollout_correction.mismatch_sums`.
     """
     mask = batch.batch["response_mask"].bool()
-    difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"])[mask]
-    if not difference.numel():
+    num_tokens = int(mask.sum())
+    if not num_tokens:
         return {}
+    columns = (batch.batch["old_log_probs"], batch.batch["rollout_log_probs"], mask)
+    sums = {name: float(total) / num_tokens for name, total in mismatch_sums(*columns).items()}
+    log_ratio = masked_log_ratio(*columns)[mask]
     return {
-        "rollout/log_prob_diff/mean": float(difference.abs().mean()),
-        "rollout/log_prob_diff/max": float(difference.abs().max()),
-        "rollout/kl_to_trainer/mean": float((torch.expm1(difference) - difference).mean()),
+        "rollout/log_prob_diff/mean": sums["log_prob_diff"],
+        "rollout/log_prob_diff/max": float(log_ratio.abs().max()),
+        "rollout/ratio/mean": sums["ratio"],
+        "rollout/ratio/min": float(bounded_exp(log_ratio.min())),
+        "rollout/ratio/max": float(bounded_exp(log_ratio.max())),
+        "rollout/kl_to_trainer/mean": sums["k3"],
+        "rollout/chi2_to_trainer/mean": sums["chi2"],
     }
+
+
+def compute_entropy_metrics(batch: DataProto) -> dict[str, float]:
+    """Entropy of the policy's distribution at the tokens it was sampled at.
+
+    Args:
+        batch: [S] rows; the column `entropys` is there when the trainer computed the old log-probs itself.
+
+    Returns:
+        The mean over tokens, unit: nats; nothing without the column.
+    """
+    if "entropys" not in batch.batch.keys():
+        return {}
+    entropy = batch.batch["entropys"][batch.batch["response_mask"].bool()]
+    return {"policy/entropy/mean": float(entropy.mean()) if entropy.numel() else 0.0}
 
 
 def compute_throughput_metrics(batch: DataProto, step_s: float, num_devices: int) -> dict[str, float]:

@@ -23,17 +23,20 @@ from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import to_batch
 from verl.trainer.ppo.advantage import apply_kl_penalty, compute_advantage, compute_response_mask
 from verl.trainer.ppo.checkpointing import CheckpointFolders, read_trainer_state, write_trainer_state
-from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_mismatch_metrics, compute_throughput_metrics
+from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_entropy_metrics, compute_throughput_metrics
 from verl.trainer.ppo.placement import ResourcePoolManager, Role
 from verl.trainer.ppo.prompts import group_requests, prompt_batch
 from verl.trainer.ppo.reward_stage import RewardStage, responses_of, without_rows
+from verl.trainer.ppo.rollout_correction import RolloutCorrection
 from verl.trainer.ppo.rollout_dump import dump_rollouts
 from verl.trainer.ppo.rollout_stage import RolloutStage
 from verl.trainer.ppo.runtime import Runtime
+from verl.trainer.ppo.skipped_steps import SkippedSteps
 from verl.trainer.ppo.sync_proof import check_proof, compare_log_probs
 from verl.trainer.ppo.validation import Validator
 from verl.utils.timing import StageTimer
 from verl.utils.tracking import Tracker
+from verl.weight_sync.base import WeightSyncFailedError
 
 __all__ = [
     "RayPPOTrainer",
@@ -78,7 +81,9 @@ class RayPPOTrainer:
         self.folders = CheckpointFolders(config.trainer)
         self.validator = Validator(config, runtime.loop, runtime.stream, runtime.reward_loop)
         self.rollout_stage = RolloutStage(config, runtime)
+        self.correction = RolloutCorrection(config.algorithm.rollout_correction)
         self.reward_stage = RewardStage(config)
+        self.skipped_steps = SkippedSteps(config.trainer.max_skipped_steps)
         self.alarms = AlarmBoard(alarm_rules(config.reward_model.alarms, config.reward_model.process_reward.mode))
         self._batches = self._endless_batches()
 
@@ -100,7 +105,7 @@ class RayPPOTrainer:
         while self.global_steps < self.total_steps:
             metrics = self.train_step(next(self._batches))
             alarms = self.alarms.check(self.global_steps, metrics)
-            metrics |= self.alarms.metrics()
+            metrics |= self.alarms.metrics() | self.skipped_steps.count(metrics)
             is_last = self.global_steps == self.total_steps
             if self.val_loader is not None and (is_last or _is_due(self.global_steps, trainer.test_freq)):
                 last_val = self._validate()
@@ -109,6 +114,7 @@ class RayPPOTrainer:
                 metrics |= self._save()
             self.tracker.write(self.global_steps, metrics)
             self.alarms.raise_for(alarms)
+            self.skipped_steps.raise_if_stuck()
         if trainer.export_hf:
             self.runtime.actor.export_hf(str(self.hf_dir))
         return last_val
@@ -128,7 +134,7 @@ class RayPPOTrainer:
             with timer("gen"):
                 batch, scoring = self.rollout_stage.run(rows, self.global_steps)
             with timer("old_log_prob"):
-                batch = batch.union(self.runtime.actor.compute_log_prob(batch))
+                batch = batch.union(self.correction.old_log_probs(batch, self.runtime.actor))
             with timer("ref"):
                 batch = batch.union(self._reference_log_probs(batch))
             with timer("reward"):
@@ -159,7 +165,11 @@ class RayPPOTrainer:
         """Stage 8: the rollout servers get the new weights."""
         self.policy_version += 1
         self.runtime.wake_servers()
-        reports = self.runtime.actor.sync_weights(self.policy_version, verify)
+        try:
+            reports = self.runtime.actor.sync_weights(self.policy_version, verify)
+        except WeightSyncFailedError as error:  # the cause is the rank's error without Ray's remote traceback
+            what = getattr(error, "cause", None) or error
+            raise WeightSyncFailedError(f"{what}. {self.folders.restart_hint()}") from error
         sent = max(reports, key=lambda report: report.num_bytes)
         if verify:
             found = "digests of all tensors agree" if sent.digests_compared else "this backend compares no digests"
@@ -211,13 +221,12 @@ class RayPPOTrainer:
         if folder:
             dump_rollouts(Path(folder).expanduser(), self.global_steps, batch, responses_of(batch, scores))
         step_s = self.timer.seconds["step"]
-        entropy = batch.batch["entropys"][batch.batch["response_mask"].bool()]
         return {
             **compute_data_metrics(batch, self.config.data.max_response_length),
-            **compute_mismatch_metrics(batch),
+            **self.correction.metrics(batch),
+            **compute_entropy_metrics(batch),
             **compute_throughput_metrics(batch, step_s, self.runtime.num_devices),
             **self.timer.as_metrics(),
-            "policy/entropy/mean": float(entropy.mean()) if entropy.numel() else 0.0,
             "reward/exposed/share": self.timer.seconds["wait_for_scores"] / step_s,
             "trainer/policy_version": float(self.policy_version),
         }

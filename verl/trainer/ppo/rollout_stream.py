@@ -10,12 +10,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from verl.rollout.to_batch import RolloutOutput
+from verl.trainer.ppo.length_memory import LengthMemory
 from verl.workers.rollout_server import GroupRequest
 
 OnResponse = Callable[[RolloutOutput], None]
+
+
+@dataclass(frozen=True)
+class SubmitSettings:
+    """When groups are handed to the servers.
+
+    Args:
+        longest_first: Start the groups whose prompts had the longest responses so far before the others, so that no
+            long one begins when the rest is done.
+        max_in_flight_groups: Most groups that a server has at once; 0 = all that come to it.
+    """
+
+    longest_first: bool = False
+    max_in_flight_groups: int = 0
 
 
 class RolloutStream:
@@ -27,7 +43,11 @@ class RolloutStream:
     """
 
     def __init__(
-        self, servers: Sequence[Any], timeout_s: float, timeout_key: str = "actor_rollout_ref.rollout.timeout_s"
+        self,
+        servers: Sequence[Any],
+        timeout_s: float,
+        timeout_key: str = "actor_rollout_ref.rollout.timeout_s",
+        submit: SubmitSettings = SubmitSettings(),
     ) -> None:
         """Remember the servers.
 
@@ -35,9 +55,12 @@ class RolloutStream:
             servers: Actor handles of `RolloutServer`.
             timeout_s: Longest time one rollout may take, seconds.
             timeout_key: Configuration key that says so, for the message.
+            submit: When groups are handed over.
         """
         self._servers = list(servers)
         self._owed = [0] * len(self._servers)
+        self._groups = [0] * len(self._servers)
+        self._submit, self._lengths = submit, LengthMemory()
         self._timeout_s, self._timeout_key = timeout_s, timeout_key
 
     async def generate(
@@ -58,7 +81,12 @@ class RolloutStream:
         """
         held: list[RolloutOutput] = []
         take = held.append if hold else on_response
-        tasks = [asyncio.create_task(self._generate_group(request, take)) for request in requests]
+        slots = self._slots(len(requests))
+        started = {
+            place: asyncio.create_task(self._generate_group(requests[place], take, slots))
+            for place in self._order(requests)
+        }
+        tasks = [started[place] for place in range(len(requests))]
         done, pending = await asyncio.wait(tasks, timeout=self._timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         failed = next((task for task in done if task.exception() is not None), None)
         if failed is None and not pending:
@@ -75,9 +103,37 @@ class RolloutStream:
             f"({self._timeout_key}), first of them {missing[:3]}"
         )
 
-    async def _generate_group(self, request: GroupRequest, on_response: OnResponse) -> list[RolloutOutput]:
-        server = min(range(len(self._servers)), key=self._owed.__getitem__)
+    def _order(self, requests: Sequence[GroupRequest]) -> list[int]:
+        """Places of the requests in the order in which they are handed over; equal ones keep theirs."""
+        places = list(range(len(requests)))
+        if not self._submit.longest_first:
+            return places
+        return sorted(places, key=lambda place: -self._lengths.expected(requests[place].prompt_token_ids))
+
+    def _slots(self, num_requests: int) -> asyncio.Semaphore:
+        """One slot per group that may be in flight; while one is free, so is a place on some server."""
+        limit = self._submit.max_in_flight_groups
+        return asyncio.Semaphore(limit * len(self._servers) if limit else max(1, num_requests))
+
+    async def _generate_group(
+        self, request: GroupRequest, on_response: OnResponse, slots: asyncio.Semaphore
+    ) -> list[RolloutOutput]:
+        async with slots:
+            outputs = await self._generate_on(self._next_server(), request, on_response)
+        if self._submit.longest_first:
+            longest = max(len(output.generation.token_ids) for output in outputs)
+            self._lengths.observe(request.prompt_token_ids, float(longest))
+        return outputs
+
+    def _next_server(self) -> int:
+        """The server that owes the fewest responses among those that may take another group."""
+        limit = self._submit.max_in_flight_groups
+        free = [server for server, held in enumerate(self._groups) if not limit or held < limit]
+        return min(free or range(len(self._servers)), key=self._owed.__getitem__)
+
+    async def _generate_on(self, server: int, request: GroupRequest, on_response: OnResponse) -> list[RolloutOutput]:
         self._owed[server] += request.num_responses
+        self._groups[server] += 1
         outputs: list[RolloutOutput] = []
         try:
             stream = self._servers[server].generate_group.options(num_returns="streaming").remote(request)
@@ -88,4 +144,5 @@ class RolloutStream:
                 on_response(output)
         finally:
             self._owed[server] -= request.num_responses - len(outputs)
+            self._groups[server] -= 1
         return sorted(outputs, key=lambda output: output.index)

@@ -16,13 +16,14 @@ import ray
 
 from verl.config import PPOTrainerConfig
 from verl.config.batch_plan import BatchPlan
+from verl.config.rollout import RolloutConfig
 from verl.rewards.loop import RewardLoop
 from verl.rewards.rule_pool import RuleVerifierPool
 from verl.rollout.base import RolloutSpec
 from verl.single_controller import RayWorkerGroup, WorkerSpec
 from verl.trainer.ppo.placement import ResourcePoolManager, Role, actor_environment, server_slots
 from verl.trainer.ppo.reward_setup import build_reward_loop, custom_function, prm_spec
-from verl.trainer.ppo.rollout_stream import RolloutStream
+from verl.trainer.ppo.rollout_stream import RolloutStream, SubmitSettings
 from verl.trainer.serving import close_servers, engine_arguments, server_class, wait_until_started
 from verl.utils.async_loop import BackgroundLoop
 from verl.utils.tokenizer import load_tokenizer
@@ -112,7 +113,7 @@ def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: i
         actor=actor,
         servers=servers,
         prm_servers=prm_servers,
-        stream=RolloutStream(servers, config.actor_rollout_ref.rollout.timeout_s),
+        stream=_rollout_stream(config.actor_rollout_ref.rollout, servers),
         reward_loop=loop.run(build_reward_loop(config, verifier, prm_servers), timeout_s=600),
         loop=loop,
         total_training_steps=total_training_steps,
@@ -216,6 +217,11 @@ def _start_prm_servers(
     servers = [server_class(ProcessRewardServer, pool, slot, "", num_gpus).remote(backend, spec) for slot in slots]
     stack.callback(close_servers, servers)
     return servers, [server.start.remote() for server in servers]
+
+
+def _rollout_stream(rollout: RolloutConfig, servers: Sequence[Any]) -> RolloutStream:
+    submit = SubmitSettings(rollout.submit_longest_first, rollout.max_in_flight_groups)
+    return RolloutStream(servers, rollout.timeout_s, submit=submit)
 
 
 async def _start_verifier(config: PPOTrainerConfig) -> RuleVerifierPool:

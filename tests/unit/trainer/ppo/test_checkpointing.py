@@ -40,6 +40,15 @@ def test_a_checkpoint_exists_only_once_it_is_committed(tmp_path: Path) -> None:
     assert folders.to_resume() == final
 
 
+def test_a_broken_run_is_told_where_it_would_go_on(tmp_path: Path) -> None:
+    folders = folders_in(tmp_path)
+    assert "the run begins anew" in folders.restart_hint()
+    for step in (9, 10):
+        save(folders, step)
+    folders.begin(11)
+    assert folders.restart_hint().endswith(f"the run goes on from {tmp_path / 'global_step_10'}.")
+
+
 def test_begin_forgets_what_an_interrupted_save_left(tmp_path: Path) -> None:
     (folders_in(tmp_path).begin(5) / "old.pt").write_text("old")
     assert list(folders_in(tmp_path).begin(5).iterdir()) == []

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from verl.protocol import DataProto
-from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_mismatch_metrics, compute_throughput_metrics
+from verl.trainer.ppo.metric_utils import (
+    compute_data_metrics,
+    compute_entropy_metrics,
+    compute_mismatch_metrics,
+    compute_throughput_metrics,
+)
 
 
 def batch() -> DataProto:
@@ -63,6 +68,18 @@ def test_mismatch_is_the_k3_estimate_of_the_kl_from_rollout_to_trainer() -> None
     assert metrics["rollout/log_prob_diff/mean"] == pytest.approx(0.6 / 5)
     assert metrics["rollout/log_prob_diff/max"] == pytest.approx(0.5)
     assert metrics["rollout/kl_to_trainer/mean"] == pytest.approx(sum(k3) / 5, rel=1e-4)
+    ratios = [math.exp(d) for d in (0.5, 0.0, -0.1, 0.0, 0.0)]
+    assert metrics["rollout/ratio/mean"] == pytest.approx(sum(ratios) / 5)
+    assert metrics["rollout/ratio/min"] == pytest.approx(math.exp(-0.1))
+    assert metrics["rollout/ratio/max"] == pytest.approx(math.exp(0.5))
+    assert metrics["rollout/chi2_to_trainer/mean"] == pytest.approx(sum(r * r for r in ratios) / 5 - 1, rel=1e-4)
+
+
+def test_entropy_is_logged_where_the_trainer_computed_it() -> None:
+    rows = batch()
+    assert compute_entropy_metrics(rows) == {}
+    rows.batch["entropys"] = torch.tensor([[1.0, 99, 99, 99], [2.0, 3.0, 4.0, 5.0]])
+    assert compute_entropy_metrics(rows) == {"policy/entropy/mean": 3.0}
 
 
 def test_k3_estimates_the_true_kl() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.rollouts import FakeServer
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import RolloutOutput
-from verl.trainer.ppo.rollout_stream import RolloutStream
+from verl.trainer.ppo.rollout_stream import RolloutStream, SubmitSettings
 from verl.workers.rollout_server import GroupRequest
 
 SAMPLING = SamplingSettings(max_new_tokens=4)
@@ -112,3 +112,48 @@ def test_an_error_in_on_response_is_not_swallowed() -> None:
 
     with pytest.raises(RuntimeError, match="who is that"):
         asyncio.run(RolloutStream([FakeServer()], 30.0).generate([request("a")], refuse))
+
+
+def prompt(uid: str, token: int) -> GroupRequest:
+    return GroupRequest(uid=uid, prompt_token_ids=[token], num_responses=2, sampling=SAMPLING)
+
+
+def test_prompts_with_the_longest_responses_so_far_are_submitted_first() -> None:
+    async def run() -> list[str]:
+        server = FakeServer(lambda request, index: "x" * request.prompt_token_ids[0])
+        stream = RolloutStream([server], 30.0, submit=SubmitSettings(longest_first=True))
+        first = [prompt("short", 2), prompt("long", 30), prompt("middle", 9)]
+        await stream.generate(first, lambda output: None)
+        assert [r.uid for r in server.requests] == ["short", "long", "middle"]  # nothing is known yet
+        again = [prompt("middle", 9), prompt("short", 2), prompt("long", 30)]
+        outputs = await stream.generate(again, lambda output: None)
+        assert [group[0].uid for group in outputs] == ["middle", "short", "long"]
+        return [r.uid for r in server.requests[3:]]
+
+    assert asyncio.run(run()) == ["long", "middle", "short"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_no_server_has_more_groups_than_it_may(limit: int) -> None:
+    in_flight = {0: 0, 1: 0}
+    most = {0: 0, 1: 0}
+
+    class CountingServer(FakeServer):
+        """Counts the groups that are started and not yet complete."""
+
+        def __init__(self, number: int) -> None:
+            super().__init__(self.note, order=lambda request: [0, 1, 2])
+            self.number = number
+
+        def note(self, request: GroupRequest, index: int) -> str:
+            in_flight[self.number] += {0: 1, 1: 0, 2: -1}[index]
+            most[self.number] = max(most[self.number], in_flight[self.number])
+            return "x"
+
+    servers = [CountingServer(0), CountingServer(1)]
+    stream = RolloutStream(servers, 30.0, submit=SubmitSettings(max_in_flight_groups=limit))
+    requests = [request(f"g{number}") for number in range(11)]
+    outputs = asyncio.run(stream.generate(requests, lambda output: None))
+    assert [group[0].uid for group in outputs] == [r.uid for r in requests]
+    assert max(most.values()) == limit
+    assert all(server.requests for server in servers)
