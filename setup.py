@@ -23,6 +23,7 @@ CORE = (
     "numpy",
     "omegaconf",
     "pandas",
+    "peft",
     "psutil",
     "pyarrow",
     "ray",

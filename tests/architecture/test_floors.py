@@ -65,6 +65,7 @@ HEAVY = {
     "vllm": ("verl/rollout/vllm_engine.py", "verl/weight_sync/*vllm*.py", "verl/workers/*vllm*.py"),
     "sglang": ("verl/rollout/sglang_engine.py",),
     "megatron": ("verl/engines/megatron/*",),
+    "peft": ("verl/engines/lora.py",),
     "omegaconf": ("verl/config/*", "verl/trainer/main_ppo.py", "verl/trainer/*main*.py"),
     "hydra": ("verl/config/*", "verl/trainer/*"),
 }

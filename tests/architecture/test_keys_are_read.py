@@ -15,6 +15,7 @@ from verl.config.schema import tree_of
 # Reading a key in order to judge, describe or place it does not make it act.
 ONLY_TALK = {
     "checks",
+    "fsdp_checks",
     "megatron_checks",
     "reward_checks",
     "supervised_checks",

@@ -31,7 +31,7 @@ from tests.helpers.engine_cases import (
     weights_of,
 )
 from tests.helpers.megatron_cpu import megatron_on_cpu
-from verl.engines.base import EngineSpec, HeadRequest, MegatronSpec, TrainEngine, build_engine
+from verl.engines.base import EngineSpec, HeadRequest, MegatronSpec, ShardingSpec, TrainEngine, build_engine
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyBatch, update_policy
 from verl.engines.token_log_probs import compute_log_probs
@@ -66,6 +66,7 @@ class EngineCase:
 _TP = MegatronSpec(tensor_parallel=2, sequence_parallel=False)
 _TP_SP = MegatronSpec(tensor_parallel=2)
 _PP = MegatronSpec(pipeline_parallel=2)
+_PAIR = ShardingSpec(sequence_parallel=2)
 _CHECKPOINTING, _PADDED, _UNTIED = CASES["checkpointing"], CASES["padded"], CASES["untied"]
 
 ONE_RANK: dict[str, EngineCase] = {
@@ -81,6 +82,8 @@ TWO_RANKS: dict[str, EngineCase] = {
     "fsdp2": EngineCase("fsdp2", dp_size=2),
     "fsdp2 padded": EngineCase("fsdp2", _PADDED, dp_size=2),
     "fsdp2 checkpointing": EngineCase("fsdp2", _CHECKPOINTING, dp_size=2),
+    "fsdp2 shared sequences": EngineCase("fsdp2", Case(sharding=_PAIR)),
+    "fsdp2 shared sequences checkpointing": EngineCase("fsdp2", replace(_CHECKPOINTING, sharding=_PAIR)),
     "megatron dp": EngineCase("megatron", Case(), PLAIN_STATES, dp_size=2),
     "megatron dp distributed optimizer": EngineCase("megatron", dp_size=2),
     "megatron dp padded": EngineCase("megatron", _PADDED, dp_size=2),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny_run import make_assets, run_arguments, with_prm
@@ -84,6 +85,55 @@ def test_two_ranks_with_transformers_generation_resume_where_they_stopped(assets
     assert "resumed from" in second.stderr and "at training step 2" in second.stderr
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
     assert (tmp_path / "checkpoints" / "global_step_3").is_dir()
+
+
+def test_two_ranks_that_share_sequences_train_with_a_reference(assets: Path, tmp_path: Path) -> None:
+    done = train(
+        [
+            *run_arguments(assets, tmp_path),
+            "actor_rollout_ref.rollout.name=hf",
+            "trainer.n_gpus_per_node=2",
+            "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
+            "actor_rollout_ref.ref.ulysses_sequence_parallel_size=1",  # its ranks have rows of their own
+            "algorithm.adv_estimator=grpo",
+            "trainer.val_before_train=False",
+            "trainer.test_freq=-1",
+        ]
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["step"]] == [1, 2]
+    for row in rows[-2:]:
+        assert row["actor/grad_norm"] > 0
+        assert row["rollout/log_prob_diff/max"] < 1e-4
+        assert row["actor/attention_padding_share"] <= 0.03
+    assert abs(rows[-2]["actor/kl_loss"]) < 1e-5 < rows[-1]["actor/kl_loss"]  # it starts as the reference
+
+
+def test_adapters_alone_are_trained_and_arrive_in_the_rollout_engine(assets: Path, tmp_path: Path) -> None:
+    done = train(
+        [
+            *run_arguments(assets, tmp_path),
+            "actor_rollout_ref.rollout.name=hf",
+            "actor_rollout_ref.model.lora_rank=4",
+            "actor_rollout_ref.model.enable_activation_offload=True",
+            "actor_rollout_ref.actor.optim.lr=1e-2",
+            "algorithm.adv_estimator=grpo",
+            "trainer.val_before_train=False",
+            "trainer.test_freq=-1",
+        ]
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = read_rows(tmp_path / "metrics.jsonl")[-2:]
+    assert all(row["actor/grad_norm"] > 0 and row["rollout/log_prob_diff/max"] < 1e-4 for row in rows)
+    assert abs(rows[0]["actor/kl_loss"]) < 1e-5 < rows[1]["actor/kl_loss"]  # without adapters it is the reference
+    start = AutoModelForCausalLM.from_pretrained(assets / "policy_init", dtype=torch.float32)
+    trained = weights_of(tmp_path / "hf")
+    changed = {name for name, weight in start.named_parameters() if not torch.equal(weight, trained[name])}
+    assert changed and all("_proj.weight" in name for name in changed)
+    merged = PeftModel.from_pretrained(start, tmp_path / "hf" / "adapter").merge_and_unload()
+    for name, weight in merged.named_parameters():
+        torch.testing.assert_close(weight, trained[name], atol=1e-6, rtol=1e-5)
 
 
 def test_remax_samples_a_greedy_answer_per_prompt_and_an_alarm_ends_the_run(assets: Path, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class ActorConfig:
     kl_loss_type: KLType = "low_var_kl"
     """KL estimator: kl (= k1), abs, mse (= k2), low_var_kl (= k3)."""
     ulysses_sequence_parallel_size: int = limited(1, low=1)
-    """Ranks that share one sequence (Ulysses). Unit: ranks."""
+    """Ranks that share one sequence (Ulysses): each has a slice of its tokens, and in attention a part of the heads.
+    Must divide the ranks and the model's heads. Unit: ranks."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer."""
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)

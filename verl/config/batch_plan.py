@@ -241,7 +241,7 @@ class SupervisedBatchPlan:
     sequences_per_step: int
     """Sequences per optimizer step, over all ranks."""
     ranks: int
-    """Ranks."""
+    """Data-parallel ranks."""
     micro: MicroBatchLimit
     """Limit of a micro-batch."""
 
@@ -255,9 +255,11 @@ class SupervisedBatchPlan:
         Returns:
             The plan.
         """
+        shared = config.ulysses_sequence_parallel_size
         budget = config.max_token_len_per_gpu or max(DEFAULT_TOKEN_BUDGET, config.data.max_length)
-        limit = MicroBatchLimit(config.micro_batch_size_per_gpu, budget)
-        return cls(sequences_per_step=config.data.train_batch_size, ranks=config.trainer.num_devices, micro=limit)
+        limit = MicroBatchLimit(config.micro_batch_size_per_gpu, budget * shared)
+        ranks = config.trainer.num_devices // shared
+        return cls(sequences_per_step=config.data.train_batch_size, ranks=ranks, micro=limit)
 
     @property
     def sequences_per_rank(self) -> int:
@@ -268,7 +270,7 @@ class SupervisedBatchPlan:
         """Write the numbers as a text table."""
         rows = [
             ("sequences per step", f"{self.sequences_per_step}", "data.train_batch_size"),
-            ("sequences per rank", f"{self.sequences_per_rank}", f"over {self.ranks} ranks"),
+            ("sequences per rank", f"{self.sequences_per_rank}", f"over {self.ranks} data-parallel ranks"),
             ("micro-batch", self.micro.describe(), "at most, on one rank"),
         ]
         return format_table(("batch", "value", "from"), rows)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from verl.config.batch_plan import MicroBatchLimit, actor_limit, data_parallel_ranks, log_prob_limit
+from verl.config.fsdp_checks import fsdp_problems
 from verl.config.megatron_checks import megatron_problems
 from verl.config.problems import Problem
 from verl.config.reward_checks import reward_problems
@@ -38,6 +39,7 @@ def find_problems(config: PPOTrainerConfig) -> list[Problem]:
         _not_built(config),
         _batch_sizes(config),
         _parallel_sizes(config),
+        fsdp_problems(config),
         megatron_problems(config),
         _micro_batches(config),
         _rollout_servers(config),
@@ -61,18 +63,9 @@ def _required(config: PPOTrainerConfig) -> Iterator[Problem]:
 
 
 def _not_built(config: PPOTrainerConfig) -> Iterator[Problem]:
-    for section, size in ((_ACTOR, _sequence_parallel(config, False)), (_REF, _sequence_parallel(config, True))):
-        if size > 1:
-            key = f"{section}.ulysses_sequence_parallel_size"
-            yield Problem(key, size, "is not built yet; only 1 is accepted", f"Set {key}=1")
     if config.trainer.max_staleness:
         allowed = "asynchronous training is not built yet; only 0 is accepted"
         yield Problem("trainer.max_staleness", config.trainer.max_staleness, allowed, "Set trainer.max_staleness=0")
-
-
-def _sequence_parallel(config: PPOTrainerConfig, reference: bool) -> int:
-    own = config.actor_rollout_ref.ref if reference else config.actor_rollout_ref.actor
-    return own.ulysses_sequence_parallel_size or 1
 
 
 def _batch_sizes(config: PPOTrainerConfig) -> Iterator[Problem]:

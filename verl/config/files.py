@@ -13,6 +13,7 @@ from pathlib import Path
 
 from verl.config.data import DataConfig
 from verl.config.evaluation import EvaluationConfig
+from verl.config.fsdp_checks import fsdp_model_problems, head_problems
 from verl.config.generation import GenerationConfig, GenerationDataConfig
 from verl.config.megatron_checks import megatron_model_problems
 from verl.config.model_shape import ModelShape, read_shape
@@ -72,6 +73,9 @@ def find_missing(config: Root) -> Iterator[Problem]:
         yield from _train_and_val(config.data)
         yield from _model("model.path", config.model.path)
         yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
+        shape, _ = read_shape(config.model.path, config.model.override_config)
+        if shape is not None:
+            yield from head_problems("ulysses_sequence_parallel_size", config.ulysses_sequence_parallel_size, shape)
 
 
 def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
@@ -82,6 +86,7 @@ def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
     shape, _ = read_shape(model.path, model.override_config)
     if shape is not None:
         yield from _sizes(config.data, config.actor_rollout_ref.rollout, shape, "actor_rollout_ref.rollout")
+        yield from fsdp_model_problems(config.actor_rollout_ref, shape)
         yield from megatron_model_problems(config.actor_rollout_ref, shape)
     if config.reward_model.enable:
         yield from _model("reward_model.model.path", config.reward_model.model.path)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from verl.config.batch_plan import BatchPlan
 from verl.config.engine import FSDPConfig
+from verl.config.model import ModelConfig
 from verl.config.model_shape import ModelShape
 from verl.config.reward import RewardModelConfig
-from verl.config.root import PPOTrainerConfig
+from verl.config.root import ActorRolloutRefConfig, PPOTrainerConfig
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOGIT_CHUNK_TOKENS = 1024
@@ -50,21 +51,29 @@ def training_memory(config: PPOTrainerConfig, shape: ModelShape) -> list[MemoryI
         return _megatron_memory(config, shape, plan)
     sharding = policy.actor.fsdp_config
     shards = plan.policy_ranks if sharding.fsdp_size == -1 else sharding.fsdp_size
-    stored, computed = BYTES_OF[sharding.model_dtype], BYTES_OF[sharding.mixed_precision.param_dtype]
-    share = f"{sharding.model_dtype}, 1/{shards} of {shape.num_params / 1e9:.2f}e9"
-    weights = shape.num_params * stored / shards
-    items = [
-        MemoryItem("policy weights", weights, share),
-        MemoryItem("gradients", weights, share),
-        MemoryItem("AdamW moments", 2 * weights, "two per weight" + _offloaded(sharding.optimizer_offload)),
-        MemoryItem("gathered layers", 2 * shape.layer_params * computed, "one in use, one on its way"),
-    ]
+    computed = BYTES_OF[sharding.mixed_precision.param_dtype]
+    items = _weights_and_optimizer(policy, shape, shards)
+    items.append(MemoryItem("gathered layers", 2 * shape.layer_params * computed, "one in use, one on its way"))
     tokens = _tokens_in_micro_batch(plan) / policy.actor.ulysses_sequence_parallel_size
-    checkpointed = policy.model.enable_gradient_checkpointing
-    items += _activations(tokens, checkpointed, shape, computed)
-    if config.needs_reference:
+    items += _activations(tokens, policy.model, shape, computed)
+    if config.needs_reference and not policy.model.lora_rank:
         items.append(_reference(policy.ref.fsdp_config, plan.policy_ranks, shape))
     return items
+
+
+def _weights_and_optimizer(policy: ActorRolloutRefConfig, shape: ModelShape, shards: int) -> list[MemoryItem]:
+    """A rank's shards; beside adapters the weights are frozen, and stored as they are computed with."""
+    sharding, lora_rank = policy.actor.fsdp_config, policy.model.lora_rank
+    dtype = sharding.mixed_precision.param_dtype if lora_rank else sharding.model_dtype
+    trained = shape.adapter_params(lora_rank, policy.model.target_modules) if lora_rank else shape.num_params
+    share = f"{dtype}, 1/{shards} of {shape.num_params / 1e9:.2f}e9"
+    own = trained * BYTES_OF[sharding.model_dtype] / shards
+    moments = "two per weight" + _offloaded(sharding.optimizer_offload)
+    items = [MemoryItem("policy weights", shape.num_params * BYTES_OF[dtype] / shards, share)]
+    if lora_rank:
+        items.append(MemoryItem("adapters", own, f"rank {lora_rank}, {trained / 1e6:.1f}e6 parameters, trained alone"))
+        share = "of adapters"
+    return [*items, MemoryItem("gradients", own, share), MemoryItem("AdamW moments", 2 * own, moments)]
 
 
 def _megatron_memory(config: PPOTrainerConfig, shape: ModelShape, plan: BatchPlan) -> list[MemoryItem]:
@@ -84,7 +93,7 @@ def _megatron_memory(config: PPOTrainerConfig, shape: ModelShape, plan: BatchPla
     ]
     tokens = _tokens_in_micro_batch(plan) / tensor
     # 1F1B keeps as many micro-batches in flight as there are stages, each with its share of the layers.
-    items += _activations(tokens, policy.model.enable_gradient_checkpointing, shape, size)
+    items += _activations(tokens, policy.model, shape, size)
     if config.needs_reference:
         ref = policy.ref.megatron
         note = f"{ref.dtype}, 1/{tensor * pipeline} of them" + _offloaded(ref.param_offload)
@@ -92,11 +101,13 @@ def _megatron_memory(config: PPOTrainerConfig, shape: ModelShape, plan: BatchPla
     return items
 
 
-def _activations(tokens: float, checkpointed: bool, shape: ModelShape, computed: int) -> list[MemoryItem]:
+def _activations(tokens: float, model: ModelConfig, shape: ModelShape, computed: int) -> list[MemoryItem]:
+    checkpointed = model.enable_gradient_checkpointing
     layers_kept = 1 if checkpointed else shape.layers
     inside = layers_kept * (8 * shape.hidden + 4 * shape.mlp + 2 * shape.head_dim * (shape.heads + shape.kv_heads))
-    borders = shape.layers * shape.hidden if checkpointed else 0
+    borders = shape.layers * shape.hidden if checkpointed and not model.enable_activation_offload else 0
     note = f"{tokens:.0f} tokens, gradient checkpointing {'on' if checkpointed else 'off'}"
+    note += ", layers' inputs in CPU memory" if model.enable_activation_offload else ""
     chunk = min(tokens, LOGIT_CHUNK_TOKENS)
     return [
         MemoryItem("activations", tokens * (inside + borders) * computed, note),

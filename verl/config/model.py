@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section `actor_rollout_ref.model`: which policy is trained. Does not know how it is sharded or served."""
+"""Section `actor_rollout_ref.model`: which policy is trained, and how much of it.
+
+Does not know how it is sharded or served.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl.config.fields import free_mapping, path_field
+from verl.config.fields import free_mapping, limited, path_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,14 @@ class ModelConfig:
     """Pack sequences without padding in forward passes; off = padded micro-batches (slower, for comparison)."""
     enable_gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    enable_activation_offload: bool = False
+    """Keep the layers' inputs, which gradient checkpointing saves, in CPU memory until the backward pass."""
+    lora_rank: int = limited(0, low=0)
+    """Train low-rank adapters (LoRA) of this rank beside frozen weights; 0 = train all weights."""
+    lora_alpha: int = limited(16, low=1)
+    """LoRA's product of adapters is scaled by this over `lora_rank`."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Layers that get adapters: ends of module names such as [q_proj,v_proj], or all-linear (all but the head)."""
     override_config: Mapping[str, Any] = free_mapping()
     """Entries of the model's `config.json` to replace, e.g. `{rope_theta: 1000000}`."""
     external_lib: str | None = None

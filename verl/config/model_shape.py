@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,26 @@ class ModelShape:
         """Parameters of the model."""
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer_params + self.hidden
+
+    def adapter_params(self, rank: int, target_modules: Sequence[str]) -> int:
+        """Parameters of low-rank adapters; names that are none of the seven projections are left out.
+
+        Args:
+            rank: Of the adapters.
+            target_modules: Names of projections, or `all-linear`.
+        """
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        both_sides = {
+            "q_proj": self.hidden + queries,
+            "k_proj": self.hidden + keys,
+            "v_proj": self.hidden + keys,
+            "o_proj": queries + self.hidden,
+            "gate_proj": self.hidden + self.mlp,
+            "up_proj": self.hidden + self.mlp,
+            "down_proj": self.mlp + self.hidden,
+        }
+        names = both_sides if "all-linear" in target_modules else set(target_modules)
+        return self.layers * rank * sum(size for name, size in both_sides.items() if name in names)
 
     def kv_bytes_per_token(self, bytes_per_number: int) -> int:
         """KV cache of one token over all layers, in bytes."""

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from verl.config.actor import ActorConfig
+from verl.config.actor import ActorConfig, RefConfig
 from verl.config.algorithm import AlgorithmConfig, RolloutCorrectionConfig
 from verl.config.engine import MegatronConfig
+from verl.config.model import ModelConfig
 from verl.config.names import ADV_ESTIMATORS, PROCESS_ESTIMATORS, STD_ESTIMATORS
 from verl.config.reward import ProcessRewardConfig
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_ALGORITHM = AlgorithmConfig()
 _DEFAULT_CORRECTION = RolloutCorrectionConfig()
+_MODEL = ModelConfig()
 _DEFAULT_PROCESS = ProcessRewardConfig()
 _LEGACY_IGNORES = ("aggregation", "alpha", "score_space", "step_separator", "gate", "beta", "beta_schedule")
 
@@ -32,6 +34,7 @@ def find_notices(config: PPOTrainerConfig) -> list[str]:
     """
     return [
         *_actor(config.actor_rollout_ref.actor),
+        *_adapters(config),
         *_rewards(config),
         *_estimator(config.algorithm, config.reward_model.process_reward),
         *_correction(config.algorithm.rollout_correction),
@@ -47,6 +50,16 @@ def _actor(actor: ActorConfig) -> Iterator[str]:
         yield f"{key}.megatron: no effect with strategy={actor.strategy}"
     if actor.ppo_max_token_len_per_gpu is not None and not actor.use_dynamic_bsz:
         yield f"{key}.ppo_max_token_len_per_gpu: no effect with use_dynamic_bsz=False"
+
+
+def _adapters(config: PPOTrainerConfig) -> Iterator[str]:
+    model, ref = config.actor_rollout_ref.model, config.actor_rollout_ref.ref
+    if not model.lora_rank:
+        changed = [name for name in ("lora_alpha", "target_modules") if getattr(model, name) != getattr(_MODEL, name)]
+        if changed:
+            yield f"actor_rollout_ref.model.{changed[0]}: no effect with lora_rank=0"
+    elif config.needs_reference and ref.fsdp_config != RefConfig().fsdp_config:
+        yield "actor_rollout_ref.ref.fsdp_config: no effect with lora_rank (the actor without adapters answers)"
 
 
 def _rewards(config: PPOTrainerConfig) -> Iterator[str]:

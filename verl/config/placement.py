@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verl.config.root import PPOTrainerConfig
+from verl.config.root import ActorRolloutRefConfig, PPOTrainerConfig
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ def place(config: PPOTrainerConfig) -> Placement:
     tp = policy.rollout.tensor_model_parallel_size
     servers = trainer.num_devices // tp
     roles = [
-        RolePlacement("policy training", trainer.num_devices, 1, "policy", policy.actor.engine_name),
+        RolePlacement("policy training", trainer.num_devices, 1, "policy", _training(policy)),
         RolePlacement("rollout", servers, tp, "policy", f"{policy.rollout.name} servers, TP {tp}"),
     ]
     if config.needs_reference:
-        roles.append(RolePlacement("reference", trainer.num_devices, 1, "policy", "in the policy's processes"))
+        note = "the policy without its adapters" if policy.model.lora_rank else "in the policy's processes"
+        roles.append(RolePlacement("reference", trainer.num_devices, 1, "policy", note))
     if prm.enable:
         pool = "prm" if own_pool else "policy"
         process = prm.process_reward
@@ -94,3 +95,13 @@ def place(config: PPOTrainerConfig) -> Placement:
         prm_replicas=replicas,
         roles=tuple(roles),
     )
+
+
+def _training(policy: ActorRolloutRefConfig) -> str:
+    """The engine and what else matters of it."""
+    notes = [policy.actor.engine_name]
+    if policy.actor.ulysses_sequence_parallel_size > 1:
+        notes.append(f"{policy.actor.ulysses_sequence_parallel_size} ranks per sequence")
+    if policy.model.lora_rank:
+        notes.append(f"LoRA of rank {policy.model.lora_rank}")
+    return ", ".join(notes)

@@ -123,6 +123,8 @@ class SupervisedConfig:
     """Most sequences in one forward/backward on one rank; null = no such limit. Unit: sequences."""
     max_token_len_per_gpu: int | None = limited(None, low=1)
     """Most tokens in one forward/backward on one rank; null = max(16384, `data.max_length`). Unit: tokens."""
+    ulysses_sequence_parallel_size: int = limited(1, low=1)
+    """Ranks that share one sequence (Ulysses). Must divide the ranks and the model's heads. Unit: ranks."""
     trainer: SupervisedTrainerConfig = field(default_factory=SupervisedTrainerConfig)
     """Run."""
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from verl.engines.adapters import LoraSpec
 from verl.engines.packing import PackedSequences
 from verl.utils.errors import UserError
 
@@ -135,7 +136,9 @@ class EngineSpec:
         precision: Dtypes.
         sharding: Spread over ranks by FSDP2.
         megatron: Spread over ranks by Megatron-core.
+        lora: Train low-rank adapters beside frozen weights; None trains all weights. The FSDP engine alone has them.
         gradient_checkpointing: Recompute each layer's activations in the backward pass.
+        activation_offload: Keep what checkpointing leaves of them in host memory; read with `gradient_checkpointing`.
         head_chunk_size: Tokens whose logits exist at the same time.
         path_key: The configuration key of `model_path`, for messages.
     """
@@ -152,7 +155,9 @@ class EngineSpec:
     precision: PrecisionSpec = field(default_factory=PrecisionSpec)
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
     megatron: MegatronSpec = field(default_factory=MegatronSpec)
+    lora: LoraSpec | None = None
     gradient_checkpointing: bool = True
+    activation_offload: bool = False
     head_chunk_size: int = 1024
     path_key: str = "actor_rollout_ref.model.path"
 
@@ -164,10 +169,12 @@ class HeadRequest:
     Args:
         temperature: Logits are divided by it.
         with_entropy: Whether the entropy is wanted.
+        without_adapters: Answer as the frozen model does, for an engine that trains adapters. Without gradient only.
     """
 
     temperature: float = 1.0
     with_entropy: bool = False
+    without_adapters: bool = False
 
 
 @dataclass(frozen=True)

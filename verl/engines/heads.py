@@ -7,12 +7,15 @@ used. Only tensors come out: the hooks look for tensors.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from verl.algorithms.log_probs import log_probs_from_hidden
+from verl.engines.activation_offload import HostOffload
+from verl.engines.adapters import Adapters
 from verl.engines.attention import SequenceLayout
 from verl.engines.base import HeadKind, HeadOutputs, HeadRequest
 from verl.engines.packing import PackedSequences, padded_to_multiple
@@ -31,6 +34,10 @@ class PackedModel(nn.Module):
         chunk_size: Tokens whose logits exist at the same time.
         parallel: The ranks that share every sequence; None if each rank has its own.
 
+    Attributes:
+        adapters: Low-rank adapters inside the model, if it has any.
+        offloads_activations: Keep what the backbone saves for the backward pass in host memory.
+
     Example:
         >>> PackedModel(model, "log_probs", 1024)(packed, HeadRequest())  # doctest: +SKIP
     """
@@ -44,6 +51,8 @@ class PackedModel(nn.Module):
         self.kind = kind
         self.chunk_size = chunk_size
         self.parallel = parallel
+        self.adapters: Adapters | None = None
+        self.offloads_activations = False
         self._check()
 
     def _check(self) -> None:
@@ -76,12 +85,14 @@ class PackedModel(nn.Module):
 
     def _hidden(self, packed: PackedSequences, tokens: slice) -> torch.Tensor:
         """Last hidden states [t, H] of some of the packed tokens; attention still spans all of them."""
-        states: torch.Tensor = self.model.base_model(
-            input_ids=packed.input_ids[None, tokens],
-            position_ids=packed.position_ids[None, tokens],
-            layout=SequenceLayout.of(packed, self.parallel),
-            use_cache=False,
-        ).last_hidden_state[0]
+        saves = self.offloads_activations and torch.is_grad_enabled()
+        with HostOffload() if saves else nullcontext():
+            states: torch.Tensor = self.model.base_model(
+                input_ids=packed.input_ids[None, tokens],
+                position_ids=packed.position_ids[None, tokens],
+                layout=SequenceLayout.of(packed, self.parallel),
+                use_cache=False,
+            ).last_hidden_state[0]
         return states
 
     def _read(self, hidden: torch.Tensor, target_ids: torch.Tensor, head: HeadRequest) -> tuple[torch.Tensor, ...]:
@@ -105,7 +116,10 @@ class PackedModel(nn.Module):
             packed: On the module's device.
             head: What is wanted.
         """
-        results = self(packed, head)
+        if head.without_adapters and self.adapters is None:
+            raise RuntimeError("this model has no adapters: it cannot answer without them")
+        with self.adapters.left_out() if head.without_adapters and self.adapters else nullcontext():
+            results = self(packed, head)
         if self.kind == "classification":
             return HeadOutputs(logits=results[0])
         return HeadOutputs(log_probs=results[0], entropy=results[1] if len(results) > 1 else None)

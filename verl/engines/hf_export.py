@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from verl.engines.adapters import Adapters
+
 MAX_SHARD_BYTES = 4 * 1024**3
 
 
@@ -48,6 +50,22 @@ def write_hf_folder(
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(path)
     _write_weights(path, weights, max_shard_bytes)
+
+
+def write_adapters(folder: str, adapters: Adapters, base_model: str, weights: dict[str, torch.Tensor]) -> None:
+    """Write adapters as peft loads them, beside the model they belong to.
+
+    Args:
+        folder: Where to; made if needed.
+        adapters: Describe themselves.
+        base_model: Path or hub id of the frozen model.
+        weights: By peft's names.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    adapters.write_config(folder, base_model)
+    on_host = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    save_file(on_host, path / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _write_weights(path: Path, weights: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int) -> None:

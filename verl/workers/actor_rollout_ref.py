@@ -77,7 +77,7 @@ class ActorRolloutRefWorker(Worker):
 
     @register(Dispatch.ONE_TO_ALL)
     def init_model(self, total_optimizer_steps: int) -> None:
-        """Load the actor and, when a KL term is on, the reference.
+        """Load the actor and, when a KL term is on, the reference: beside adapters that is the actor without them.
 
         Args:
             total_optimizer_steps: Of the whole run; end of the learning-rate schedule.
@@ -91,7 +91,7 @@ class ActorRolloutRefWorker(Worker):
         transformers_logging.disable_progress_bar()  # its bars would end up in the driver's log, line by line
         torch.manual_seed(self._config.trainer.seed)
         self._actor = self._build(actor_engine_spec(self._config, self._device_name, total_optimizer_steps))
-        if self._config.needs_reference:
+        if self._config.needs_reference and not self._config.actor_rollout_ref.model.lora_rank:
             self._ref = self._build(ref_engine_spec(self._config, self._device_name))
         self._offload_idle()
 
@@ -100,10 +100,10 @@ class ActorRolloutRefWorker(Worker):
         """Which part of a batch each engine of this rank works on; the models must be loaded.
 
         Returns:
-            `main` for the actor, and `ref` for the reference where there is one.
+            `main` for the actor, `ref` for the reference.
         """
-        engines = {"main": self._actor, "ref": self._ref}
-        return {name: DataShare(e.dp_rank, e.dp_size) for name, e in engines.items() if e is not None}
+        engines = {"main": self._actor, "ref": self._ref or self._actor}
+        return {name: DataShare(engine.dp_rank, engine.dp_size) for name, engine in engines.items()}
 
     @register(Dispatch.ONE_TO_ALL)
     def init_weight_sync(self, backend: str, servers: Sequence[Any]) -> None:
@@ -133,7 +133,8 @@ class ActorRolloutRefWorker(Worker):
         Returns:
             The column `old_log_probs` [S, R], and `entropys` [S, R] for metrics.
         """
-        result = self._log_probs(self._actor, batch, log_prob_micro_batches(self._config, is_ref=False), True)
+        head = HeadRequest(self._temperature, with_entropy=True)
+        result = self._log_probs(self._actor, batch, log_prob_micro_batches(self._config, is_ref=False), head)
         assert result.entropy is not None
         return DataProto.from_dict(tensors={"old_log_probs": result.log_probs, "entropys": result.entropy})
 
@@ -147,8 +148,10 @@ class ActorRolloutRefWorker(Worker):
         Returns:
             The column `ref_log_prob` [S, R].
         """
-        assert self._ref is not None, "the reference model was not built: no KL term is on"
-        result = self._log_probs(self._ref, batch, log_prob_micro_batches(self._config, is_ref=True), False)
+        head = HeadRequest(self._temperature, without_adapters=self._ref is None)
+        result = self._log_probs(
+            self._ref or self._actor, batch, log_prob_micro_batches(self._config, is_ref=True), head
+        )
         return DataProto.from_dict(tensors={"ref_log_prob": result.log_probs})
 
     @register(Dispatch.DP_COMPUTE_METRIC)
@@ -240,12 +243,15 @@ class ActorRolloutRefWorker(Worker):
     def _build(self, spec: EngineSpec) -> TrainEngine:
         return build_engine(spec)
 
-    def _log_probs(self, engine: TrainEngine, batch: DataProto, micro: MicroBatchSpec, with_entropy: bool) -> Any:
+    @property
+    def _temperature(self) -> float:
+        return self._config.actor_rollout_ref.rollout.temperature
+
+    def _log_probs(self, engine: TrainEngine, batch: DataProto, micro: MicroBatchSpec, head: HeadRequest) -> Any:
         columns = batch.batch
         sequences = PaddedSequences(
             columns["prompts"], columns["prompt_mask"], columns["responses"], columns["response_mask"]
         )
-        head = HeadRequest(self._config.actor_rollout_ref.rollout.temperature, with_entropy)
         engine.onload(optimizer=False)
         result = compute_log_probs(engine, sequences, micro, head)
         self._offload_idle()

@@ -11,6 +11,7 @@ from verl.config import PPOTrainerConfig
 from verl.config.batch_plan import BatchPlan, MicroBatchLimit, actor_limit, log_prob_limit
 from verl.config.engine import FSDPConfig, MegatronConfig, OptimConfig
 from verl.config.model import ModelConfig
+from verl.engines.adapters import LoraSpec
 from verl.engines.base import EngineSpec, MegatronSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyUpdateSpec
@@ -37,8 +38,8 @@ def actor_engine_spec(config: PPOTrainerConfig, device: str, total_optimizer_ste
         optimizer=optimizer_spec(actor.optim, actor.grad_clip, total_optimizer_steps),
         megatron=megatron_spec(actor.megatron),
         precision=PrecisionSpec(compute=actor.megatron.dtype) if is_megatron else precision_spec(actor.fsdp_config),
-        sharding=sharding_spec(actor.fsdp_config),
-        gradient_checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
+        sharding=sharding_spec(actor.fsdp_config, actor.ulysses_sequence_parallel_size),
+        **training_arguments(config.actor_rollout_ref.model, "actor_rollout_ref.model"),
     )
 
 
@@ -62,7 +63,7 @@ def ref_engine_spec(config: PPOTrainerConfig, device: str) -> EngineSpec:
         optimizer=None,
         megatron=megatron_spec(actor.megatron),
         precision=PrecisionSpec(dtype, dtype) if is_megatron else precision_spec(fsdp),
-        sharding=sharding_spec(fsdp),
+        sharding=sharding_spec(fsdp, ref.ulysses_sequence_parallel_size or actor.ulysses_sequence_parallel_size),
         gradient_checkpointing=False,
     )
 
@@ -106,11 +107,30 @@ def precision_spec(fsdp: FSDPConfig) -> PrecisionSpec:
     return PrecisionSpec(fsdp.model_dtype, fsdp.mixed_precision.param_dtype, fsdp.mixed_precision.reduce_dtype)
 
 
-def sharding_spec(fsdp: FSDPConfig) -> ShardingSpec:
+def training_arguments(model: ModelConfig, section: str) -> dict[str, Any]:
+    """How much of a model is trained, and what is kept for its backward pass.
+
+    Args:
+        model: The section of a trained model.
+        section: Its name, for messages.
+
+    Returns:
+        Arguments of an `EngineSpec`.
+    """
+    lora = LoraSpec(model.lora_rank, model.lora_alpha, model.target_modules, f"{section}.target_modules")
+    return {
+        "lora": lora if model.lora_rank else None,
+        "gradient_checkpointing": model.enable_gradient_checkpointing,
+        "activation_offload": model.enable_activation_offload,
+    }
+
+
+def sharding_spec(fsdp: FSDPConfig, sequence_parallel: int) -> ShardingSpec:
     """Spread over ranks and memories.
 
     Args:
         fsdp: The `fsdp_config` section.
+        sequence_parallel: Ranks that share one sequence.
 
     Returns:
         The spec.
@@ -120,6 +140,7 @@ def sharding_spec(fsdp: FSDPConfig) -> ShardingSpec:
         reshard_after_forward=fsdp.reshard_after_forward,
         forward_prefetch=fsdp.forward_prefetch,
         cpu_offload=fsdp.offload_policy,
+        sequence_parallel=sequence_parallel,
     )
 
 

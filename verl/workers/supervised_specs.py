@@ -6,7 +6,7 @@ from __future__ import annotations
 from verl.config import PRMTrainerConfig, SFTTrainerConfig, SupervisedBatchPlan
 from verl.engines.base import CAUSAL_LM, EngineSpec
 from verl.engines.micro_batches import MicroBatchSpec
-from verl.workers.engine_specs import optimizer_spec, precision_spec, sharding_spec
+from verl.workers.engine_specs import optimizer_spec, precision_spec, sharding_spec, training_arguments
 
 SupervisedTrainerRoot = SFTTrainerConfig | PRMTrainerConfig
 PRM_CLASS = "verl.rewards.prm.model:Qwen2ForProcessRewardModel"
@@ -34,8 +34,8 @@ def supervised_engine_spec(config: SupervisedTrainerRoot, device: str, total_ste
         config_overrides=dict(config.model.override_config),
         head="classification" if is_prm else "log_probs",
         precision=precision_spec(config.fsdp_config),
-        sharding=sharding_spec(config.fsdp_config),
-        gradient_checkpointing=config.model.enable_gradient_checkpointing,
+        sharding=sharding_spec(config.fsdp_config, config.ulysses_sequence_parallel_size),
+        **training_arguments(config.model, "model"),
         path_key="model.path",
     )
 

@@ -45,16 +45,6 @@ CORRECTION = "algorithm.rollout_correction"
             ["data.train_batch_size=32", f"{ACTOR}.ppo_mini_batch_size=4", f"{ROLLOUT}.n=2"],
         ),
         # ranks
-        (
-            [f"{ACTOR}.ulysses_sequence_parallel_size=2"],
-            f"{ACTOR}.ulysses_sequence_parallel_size=2: is not built yet; only 1",
-            [f"{ACTOR}.ulysses_sequence_parallel_size=1"],
-        ),
-        (
-            [f"{REF}.ulysses_sequence_parallel_size=2"],
-            "is not built yet; only 1",
-            [f"{REF}.ulysses_sequence_parallel_size=1"],
-        ),
         ([f"{ACTOR}.fsdp_config.fsdp_size=3"], "must divide the 8", [f"{ACTOR}.fsdp_config.fsdp_size=2"]),
         (
             [f"{ACTOR}.fsdp_config.offload_policy=True", f"{ACTOR}.fsdp_config.param_offload=True"],

@@ -275,7 +275,7 @@ def test_deeper_reward_keys_of_later_versions() -> None:
         ("critic.model.path=x", "there is no critic"),
         ("trainer.critic_warmup=5", "only 0 is accepted (there is no critic)"),
         ("actor_rollout_ref.rollout.multi_turn.enable=True", "Tool use is not built"),
-        ("actor_rollout_ref.model.lora_rank=32", "LoRA is not built"),
+        ("actor_rollout_ref.model.exclude_modules=[lm_head]", "Name the wanted ones in target_modules"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "only vanilla is accepted"),
         ("trainer.default_hdfs_dir=hdfs://x", "Checkpoints go to trainer.default_local_dir"),
         ("trainer.remove_previous_ckpt_in_save=True", "Use trainer.max_actor_ckpt_to_keep=1"),

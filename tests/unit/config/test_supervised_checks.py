@@ -17,7 +17,7 @@ ROOTS = {"sft_trainer": SFTTrainerConfig, "prm_trainer": PRMTrainerConfig}
     [
         (
             ["data.train_batch_size=10", "trainer.n_gpus_per_node=4"],
-            "must be a multiple of the 4 ranks. Set it to e.g. 12",
+            "must be a multiple of the 4 data-parallel ranks. Set it to e.g. 12",
         ),
         (["data.max_length=2048", "max_token_len_per_gpu=2047"], "one full sequence has data.max_length=2048 tokens"),
         (["fsdp_config.fsdp_size=3", "trainer.n_gpus_per_node=4"], "must divide the 4 ranks"),

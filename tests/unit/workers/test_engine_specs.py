@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.configs import load
 from verl.algorithms.policy_losses import ClipSettings
 from verl.config import FSDPConfig, MixedPrecisionConfig, OptimConfig, PPOTrainerConfig
+from verl.engines.adapters import LoraSpec
 from verl.engines.base import EngineSpec, OptimizerSpec, PrecisionSpec, ShardingSpec
 from verl.engines.micro_batches import MicroBatchSpec
 from verl.engines.policy_update import PolicyUpdateSpec
@@ -79,8 +80,8 @@ def test_precision_and_sharding_take_every_key() -> None:
         fsdp_size=4,
     )
     assert precision_spec(fsdp) == PrecisionSpec(master="float16", compute="float32", reduce="bfloat16")
-    assert sharding_spec(fsdp) == ShardingSpec(
-        shard_size=4, reshard_after_forward=False, forward_prefetch=True, cpu_offload=True
+    assert sharding_spec(fsdp, 2) == ShardingSpec(
+        shard_size=4, reshard_after_forward=False, forward_prefetch=True, cpu_offload=True, sequence_parallel=2
     )
 
 
@@ -108,7 +109,7 @@ def test_the_policy_has_an_optimizer_and_the_reference_none() -> None:
         **shared,
         optimizer=optimizer_spec(policy.actor.optim, 0.25, 40),
         precision=PrecisionSpec("float32", "float16", "float32"),
-        sharding=sharding_spec(policy.actor.fsdp_config),
+        sharding=sharding_spec(policy.actor.fsdp_config, 1),
         gradient_checkpointing=True,
     )
     spec = ref_engine_spec(settings, "cuda")
@@ -120,6 +121,25 @@ def test_the_policy_has_an_optimizer_and_the_reference_none() -> None:
         gradient_checkpointing=False,
     )
     assert spec.precision.master == "float32"
+
+
+def test_adapters_offload_and_shared_sequences_reach_the_actor_and_the_size_also_the_reference() -> None:
+    settings = config(
+        "actor_rollout_ref.model.lora_rank=4",
+        "actor_rollout_ref.model.lora_alpha=12",
+        "actor_rollout_ref.model.target_modules=[q_proj,v_proj]",
+        "actor_rollout_ref.model.enable_activation_offload=True",
+        f"{ACTOR}.ulysses_sequence_parallel_size=2",
+    )
+    spec = actor_engine_spec(settings, "cpu", total_optimizer_steps=40)
+    assert spec.lora == LoraSpec(4, 12, ("q_proj", "v_proj"), "actor_rollout_ref.model.target_modules")
+    assert spec.activation_offload and spec.gradient_checkpointing
+    assert spec.sharding.sequence_parallel == 2
+    reference = ref_engine_spec(settings, "cpu")
+    assert (reference.lora, reference.activation_offload, reference.sharding.sequence_parallel) == (None, False, 2)
+    own = ref_engine_spec(config("actor_rollout_ref.ref.ulysses_sequence_parallel_size=2"), "cpu")
+    assert own.sharding.sequence_parallel == 2
+    assert actor_engine_spec(config(), "cpu", total_optimizer_steps=40).lora is None
 
 
 def test_the_update_takes_every_key() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a sharded model in torch's distributed format (DCP): written by all ranks, read by any number.
 
-    <folder>/*.distcp, .metadata    weights and optimizer states, each rank its shards
+    <folder>/*.distcp, .metadata    weights and optimizer states, each rank its shards; beside adapters, no frozen ones
     <folder>/engine.json            optimizer steps done
     <folder>/rng_<rank>.pt          random states of one rank
 
@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -74,7 +75,7 @@ def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None)
             )
     state = _state(module, optimizer)
     dcp.load(state, checkpoint_id=folder)
-    set_model_state_dict(module, state["model"])
+    set_model_state_dict(module, state["model"], options=StateDictOptions(strict=not _has_frozen_base(module)))
     if optimizer is not None:
         set_optimizer_state_dict(module, optimizer, state["optimizer"])
     meta = json.loads((path / "engine.json").read_text())
@@ -82,8 +83,14 @@ def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None)
     return int(meta["num_steps"])
 
 
+def _has_frozen_base(module: nn.Module) -> bool:
+    """Whether only a part is trained: the rest is in the model's own files already."""
+    return len({parameter.requires_grad for parameter in module.parameters()}) == 2
+
+
 def _state(module: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
-    state: dict[str, Any] = {"model": get_model_state_dict(module)}
+    options = StateDictOptions(ignore_frozen_params=_has_frozen_base(module))
+    state: dict[str, Any] = {"model": get_model_state_dict(module, options=options)}
     if optimizer is not None:
         is_new = not optimizer.state
         state["optimizer"] = get_optimizer_state_dict(module, optimizer)

@@ -20,8 +20,8 @@ from verl.engines.base import EngineSpec, HeadOutputs, HeadRequest, LossFn, Opti
 from verl.engines.fsdp.checkpoint import load_checkpoint, save_checkpoint
 from verl.engines.fsdp.ranks import split_ranks
 from verl.engines.fsdp.sharding import build_sharded, make_mesh, reshard_all
-from verl.engines.fsdp.weights import named_full_weights
-from verl.engines.hf_export import write_hf_folder
+from verl.engines.fsdp.weights import named_full_adapters, named_full_weights
+from verl.engines.hf_export import write_adapters, write_hf_folder
 from verl.engines.lr_schedule import lr_at
 from verl.engines.packing import PackedSequences
 from verl.utils.device import ensure_process_group, release_memory, resolve_device
@@ -145,7 +145,7 @@ class FSDPEngine:
             dtype: Dtype wanted; None for the master dtype.
 
         Yields:
-            HF name, tensor; tied weights once, under the input embedding.
+            HF name, tensor, adapters merged in; tied weights once, under the input embedding.
         """
         yield from named_full_weights(self.module, dtype)
 
@@ -195,12 +195,17 @@ class FSDPEngine:
         self._num_steps = load_checkpoint(folder, self.module, self._optimizer)
 
     def export_hf(self, folder: str, dtype: torch.dtype | None = None) -> None:
-        """Write config and whole weights in HF format; rank 0 writes.
+        """Write config and whole weights in HF format, and adapters also by themselves; rank 0 writes.
 
         Args:
-            folder: Where to.
+            folder: Where to; adapters in peft's format go to its folder `adapter`.
             dtype: Dtype of the file; None for the compute dtype.
         """
         dtype = dtype or getattr(torch, self.spec.precision.compute)
-        write_hf_folder(folder, self.module.model, self.named_weights(dtype), dtype, is_writer=dist.get_rank() == 0)
+        is_writer = dist.get_rank() == 0
+        write_hf_folder(folder, self.module.model, self.named_weights(dtype), dtype, is_writer)
+        if self.module.adapters is not None:
+            weights = dict(named_full_adapters(self.module))
+            if is_writer:
+                write_adapters(f"{folder}/adapter", self.module.adapters, self.spec.model_path, weights)
         dist.barrier()

@@ -7,6 +7,9 @@ first ever holds the whole model, and no two ranks hold it in the same memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -14,12 +17,15 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from verl.engines.base import EngineSpec, PrecisionSpec, ShardingSpec
+from verl.engines.adapters import LoraSpec
+from verl.engines.base import EngineSpec, PrecisionSpec, ShardingSpec, load_object
 from verl.engines.fsdp.ranks import check_heads
 from verl.engines.heads import PREFIX, PackedModel
 from verl.engines.loading import empty_model, load_model
 from verl.engines.sequence_parallel import SequenceParallel
 from verl.utils.errors import UserError
+
+_LORA = "verl.engines.lora:LoraAdapters"
 
 
 def make_mesh(device: torch.device, shard_size: int) -> DeviceMesh:
@@ -67,11 +73,14 @@ def build_sharded(
     if parallel is not None:
         check_heads(module.model, parallel.size)
     source = load_model(spec) if dist.get_rank() == 0 else None
-    _cast_parameters(module, getattr(torch, spec.precision.master))
-    if spec.optimizer is None:
-        module.requires_grad_(False)
-    elif spec.gradient_checkpointing:
+    if spec.lora is not None:
+        put_adapters = load_object(_LORA)
+        module.adapters = put_adapters(module.model, spec.lora)
+        source = source if source is None else _with_adapters(source, put_adapters, spec.lora)
+    _freeze_and_cast(module, spec)
+    if spec.optimizer is not None and spec.gradient_checkpointing:
         module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module.offloads_activations = spec.activation_offload
     shard(module, mesh, spec.precision, spec.sharding)
     module.to_empty(device="cpu" if spec.sharding.cpu_offload else device)
     _fill(module, source, device)
@@ -161,7 +170,20 @@ def _fill(module: PackedModel, source: nn.Module | None, device: torch.device) -
         module.model.get_submodule(owner)._buffers[leaf] = whole
 
 
-def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Set the dtype of parameters alone: rotary frequencies are buffers and need their float32."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+def _with_adapters(source: nn.Module, put_adapters: Callable[..., Any], lora: LoraSpec) -> nn.Module:
+    """Initialise adapters in rank 0's model, whose weights the others receive."""
+    put_adapters(source, lora)
+    return source
+
+
+def _freeze_and_cast(module: PackedModel, spec: EngineSpec) -> None:
+    """Say which parameters are trained, and set dtypes of parameters alone: rotary frequencies are buffers and need
+    their float32. Weights frozen beside adapters are only ever computed with, so they are stored as they are used.
+    """
+    master, compute = getattr(torch, spec.precision.master), getattr(torch, spec.precision.compute)
+    pairs = module.adapters.pairs.values() if module.adapters is not None else ()
+    adapters = {PREFIX + name for pair in pairs for name in (pair.down, pair.up)}
+    for name, parameter in module.named_parameters():
+        is_trained = spec.optimizer is not None and (not adapters or name in adapters)
+        parameter.requires_grad_(is_trained)
+        parameter.data = parameter.data.to(compute if adapters and not is_trained else master)

@@ -1,32 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole weights out of a sharded model, one at a time. It knows no file and no receiver."""
+"""Whole weights out of a sharded model, one at a time, adapters merged in. It knows no file and no receiver."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 from torch.distributed.tensor import DTensor
 
-from verl.engines.heads import PREFIX
+from verl.engines.adapters import merge, peft_names, plain_name
+from verl.engines.heads import PREFIX, PackedModel
 
 
-def named_full_weights(module: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+def named_full_weights(module: PackedModel, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter whole on every rank; all ranks must run the iterator to its end together.
 
     Shards are converted before they are gathered, so that 16-bit weights cost 16-bit traffic. Only one whole parameter
-    exists at a time, unless the caller keeps them.
+    exists at a time, unless the caller keeps them. A weight with adapters is gathered as it is stored, merged in
+    float32, and converted then: small changes survive as far as the wanted dtype can hold them.
 
     Args:
-        module: The sharded `PackedModel`, its shards in place (not gathered).
+        module: The sharded model, its shards in place (not gathered).
         dtype: Dtype wanted; None for the shards' own.
 
     Yields:
         HF name and detached tensor. A tied output projection does not appear beside the embedding it is tied to.
     """
-    for name, parameter in module.named_parameters():
-        piece = parameter.detach()
-        if dtype is not None:
-            piece = piece.to(dtype)
-        yield name.removeprefix(PREFIX), piece.full_tensor() if isinstance(piece, DTensor) else piece
+    parameters = {name.removeprefix(PREFIX): parameter for name, parameter in module.named_parameters()}
+    pairs = module.adapters.pairs if module.adapters is not None else {}
+    adapters = {name for pair in pairs.values() for name in (pair.down, pair.up)}
+    for name, parameter in parameters.items():
+        if name in adapters:
+            continue
+        if name not in pairs:
+            yield plain_name(name), _whole(parameter, dtype)
+            continue
+        down, up = (_whole(parameters[part], None) for part in (pairs[name].down, pairs[name].up))
+        yield plain_name(name), merge(_whole(parameter, None), down, up, pairs[name].scale).to(dtype or up.dtype)
+
+
+def named_full_adapters(module: PackedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every adapter whole on every rank, as above.
+
+    Args:
+        module: The sharded model, with adapters.
+
+    Yields:
+        Name in peft's files, detached tensor in the shards' dtype.
+    """
+    assert module.adapters is not None
+    parameters = dict(module.named_parameters())
+    for name, peft_name in peft_names(module.adapters.pairs):
+        yield peft_name, _whole(parameters[PREFIX + name], None)
+
+
+def _whole(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    piece = parameter.detach() if dtype is None else parameter.detach().to(dtype)
+    return piece.full_tensor() if isinstance(piece, DTensor) else piece
