@@ -67,6 +67,7 @@ class RolloutCorrection:
             return {}
         metrics = compute_mismatch_metrics(batch)
         if self._settings.is_on:
-            columns = (batch.batch[name] for name in ("old_log_probs", "rollout_log_probs", "response_mask"))
+            rows = batch.batch
+            columns = (rows["old_log_probs"], rows["rollout_log_probs"], rows["response_mask"])
             metrics |= importance_weights(*columns, self._settings)[2]
         return metrics
