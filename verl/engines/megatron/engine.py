@@ -243,6 +243,11 @@ def _check_spec(spec: EngineSpec) -> None:
             "The Megatron engine trains causal language models only, no classification heads. Train process-reward "
             "models with strategy=fsdp2"
         )
+    if spec.lora is not None or spec.activation_offload:
+        raise UserError(
+            "The Megatron engine trains all weights, without adapters, and offloads no activations. Set "
+            "model.lora_rank=0 and model.enable_activation_offload=False, or use strategy=fsdp2"
+        )
     compute, master = spec.precision.compute, spec.precision.master
     key = "actor_rollout_ref.actor.megatron.dtype"
     if compute == "float16":

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 from tests.helpers.tiny_models import random_padded, tiny_config
+from verl.engines.adapters import LoraSpec
 from verl.engines.attention import SequenceLayout, attend_padded
 from verl.engines.base import EngineSpec, MegatronSpec, OptimizerSpec, PrecisionSpec
 from verl.engines.megatron.attention import PackedCoreAttention, PackedLayoutParams
@@ -105,6 +106,8 @@ def test_sizes_that_do_not_divide_the_ranks_are_refused() -> None:
         (replace(SPEC, head="classification"), "no classification heads. Train process-reward models with"),
         (replace(SPEC, precision=PrecisionSpec(compute="float16")), "megatron.dtype='float16'"),
         (replace(SPEC, precision=PrecisionSpec("bfloat16")), "kept in float32"),
+        (replace(SPEC, lora=LoraSpec(rank=4)), "trains all weights, without adapters"),
+        (replace(SPEC, activation_offload=True), "offloads no activations"),
     ],
 )
 def test_what_this_engine_does_not_do_is_refused_before_anything_is_loaded(spec: EngineSpec, said: str) -> None:
