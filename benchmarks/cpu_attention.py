@@ -132,9 +132,11 @@ def compare(lengths: Sequence[int], heads: Heads, repeats: int) -> dict[str, dic
     prepared = ways(lengths)
     answers = {name: run_once(attend, tensors)[1] for name, attend in prepared.items()}
     times: dict[str, list[float]] = {name: [] for name in prepared}
+    order = list(prepared)
     for _ in range(repeats):
-        for name, attend in prepared.items():
-            times[name].append(run_once(attend, tensors)[0])
+        order.append(order.pop(0))  # what ran before leaves its traces in the caches
+        for name in order:
+            times[name].append(run_once(prepared[name], tensors)[0])
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         name: {

@@ -95,6 +95,7 @@ def test_two_ranks_that_share_sequences_train_with_a_reference(assets: Path, tmp
             "trainer.n_gpus_per_node=2",
             "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
             "actor_rollout_ref.ref.ulysses_sequence_parallel_size=1",  # its ranks have rows of their own
+            "actor_rollout_ref.actor.entropy_coeff=0.1",  # a random policy is always wrong: no advantage moves it
             "algorithm.adv_estimator=grpo",
             "trainer.val_before_train=False",
             "trainer.test_freq=-1",
@@ -118,6 +119,7 @@ def test_adapters_alone_are_trained_and_arrive_in_the_rollout_engine(assets: Pat
             "actor_rollout_ref.model.lora_rank=4",
             "actor_rollout_ref.model.enable_activation_offload=True",
             "actor_rollout_ref.actor.optim.lr=1e-2",
+            "actor_rollout_ref.actor.entropy_coeff=0.1",
             "algorithm.adv_estimator=grpo",
             "trainer.val_before_train=False",
             "trainer.test_freq=-1",
