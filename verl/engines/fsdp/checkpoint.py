@@ -89,8 +89,12 @@ def _has_frozen_base(module: nn.Module) -> bool:
 
 
 def _state(module: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
-    options = StateDictOptions(ignore_frozen_params=_has_frozen_base(module))
-    state: dict[str, Any] = {"model": get_model_state_dict(module, options=options)}
+    model = get_model_state_dict(module)
+    if _has_frozen_base(module):
+        # torch's own switch for this keeps a frozen weight's second name, such as that of a tied output projection
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        model = {name: value for name, value in model.items() if name in trained}
+    state: dict[str, Any] = {"model": model}
     if optimizer is not None:
         is_new = not optimizer.state
         state["optimizer"] = get_optimizer_state_dict(module, optimizer)
