@@ -101,8 +101,7 @@ def train(arguments: argparse.Namespace, overlaps: bool) -> list[dict[str, float
         Metrics of its counted steps.
 
     Raises:
-        RuntimeError: It failed.
-        TimeoutExpired: It took longer than it may.
+        RuntimeError: It failed, or took longer than it may.
     """
     with tempfile.TemporaryDirectory(prefix="exposed-") as folder:
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -114,12 +113,15 @@ def train(arguments: argparse.Namespace, overlaps: bool) -> list[dict[str, float
                 call, cwd=record.REPO, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
-                code = process.wait(arguments.limit_s)
+                process.wait(arguments.limit_s)
+                failure = f"exit code {process.returncode}" if process.returncode else ""
+            except subprocess.TimeoutExpired:
+                failure = f"not done after {arguments.limit_s:g} s"
             finally:
                 _end(process)
-        if code:
+        if failure:
             tail = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-            raise RuntimeError(f"the trainer ended with {code}:\n{tail}")
+            raise RuntimeError(f"the trainer: {failure}\n{tail}")
         return read_metrics(Path(folder) / "metrics.jsonl", arguments.skip)
 
 
