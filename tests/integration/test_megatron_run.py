@@ -29,6 +29,8 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 ACTOR = "actor_rollout_ref.actor"
 MEGATRON = [
+    # a random policy answers nothing rightly: the entropy bonus gives the update a gradient
+    f"{ACTOR}.entropy_coeff=0.01",
     f"{ACTOR}.strategy=megatron",
     f"{ACTOR}.megatron.dtype=float32",
     "actor_rollout_ref.ref.megatron.dtype=float32",
