@@ -45,7 +45,7 @@ def test_process_rewards_with_vllm_from_prompts_to_checkpoint(assets: Path, tmp_
     done = train([*run_arguments(assets, tmp_path), *with_prm(assets), "actor_rollout_ref.rollout.name=vllm"])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "weight sync proved" in done.stderr and "digests of all tensors agree" in done.stderr
-    assert "PRM self-test passed" in done.stderr
+    assert "PRM self-test: right solutions score" in done.stderr
 
     metrics = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [0, 1, 2]
