@@ -93,6 +93,9 @@ class SupervisedTrainerConfig:
     """Longest wait for all training workers to start. Unit: seconds."""
     seed: int = limited(42, low=0)
     """Seed of everything random."""
+    max_skipped_steps: int = limited(3, low=0)
+    """Stop after so many steps in a row that were skipped because their gradients were not finite, and leave the model
+    in `hf_stopped/`; 0 = never. Unit: training steps."""
     dry_run: bool = False
     """Print the plan and stop before Ray starts."""
 

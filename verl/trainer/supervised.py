@@ -3,6 +3,7 @@
 
 batch -> update -> metrics      every test_freq steps: validation      every save_freq steps: checkpoint
 after the last step: validation, checkpoint, and the model in HF format with its tokenizer
+gradients that are no numbers, too often in a row: the model as it stands, and an error
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from typing import Any, Protocol
 
 from verl.config.sft import SupervisedTrainerConfig
 from verl.protocol import DataProto
+from verl.trainer.ppo.skipped_steps import SkippedSteps
 from verl.utils.timing import StageTimer
 from verl.utils.tracking import MetricWriter
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = (
+    "Look at train/grad_norm and train/loss in metrics.jsonl and at the rows of those steps; a smaller optim.lr and "
+    "float32 help most often"
+)
 Rows = Mapping[str, Sequence[Any]]
 Encoder = Callable[[Rows, int], DataProto]
 
@@ -97,7 +103,12 @@ class SupervisedTrainer:
         self._run_dir = Path(config.run_dir).expanduser().absolute()
 
     def fit(self) -> None:
-        """Train, validate, save and export."""
+        """Train, validate, save and export.
+
+        Raises:
+            UserError: Too many steps in a row had gradients that are not finite; the model is in `hf_stopped` then.
+        """
+        skipped = SkippedSteps(self._config.max_skipped_steps, "train", _ADVICE)
         batches = self._endless_batches()
         for step in range(1, self._total_steps + 1):
             is_last = step == self._total_steps
@@ -112,9 +123,11 @@ class SupervisedTrainer:
             if is_last or _is_due(step, self._config.save_freq):
                 with timer("save_checkpoint"):
                     self._save(step)
-            self._tracker.write(step, metrics | timer.as_metrics())
-        self._group.export_hf(str(self._run_dir / "hf"))
-        logger.info("model in HF format: %s", self._run_dir / "hf")
+            self._tracker.write(step, metrics | skipped.count(metrics) | timer.as_metrics())
+            if skipped.is_stuck:
+                self._export("hf_stopped")
+            skipped.raise_if_stuck()
+        self._export("hf")
 
     def validate(self) -> dict[str, float]:
         """Measure the held-out rows.
@@ -135,6 +148,10 @@ class SupervisedTrainer:
     def _endless_batches(self) -> Iterator[Rows]:
         while True:
             yield from self._data.train
+
+    def _export(self, name: str) -> None:
+        self._group.export_hf(str(self._run_dir / name))
+        logger.info("model in HF format: %s", self._run_dir / name)
 
     def _save(self, step: int) -> None:
         """Write under a temporary name and rename: a folder without `.tmp` is complete."""

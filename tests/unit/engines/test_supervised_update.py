@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,22 @@ def test_a_batch_without_labels_makes_no_step(tmp_path: Path) -> None:
     engine = build_engine(EngineSpec(save_tiny_model(tmp_path), OPTIMIZER, device="cpu", precision=FLOAT32))
     empty = type(batch)(batch.prompts, batch.prompt_mask, batch.responses, batch.response_mask * 0)
     assert update_supervised(engine, empty, MICRO)["train/empty_mini_batches"] == 1.0
+
+
+def test_a_label_that_is_no_number_makes_no_step(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    Qwen2ForProcessRewardModel(tiny_model().config).float().save_pretrained(tmp_path / "prm")
+    spec = EngineSpec(
+        str(tmp_path / "prm"),
+        OPTIMIZER,
+        device="cpu",
+        model_class="verl.rewards.prm.model:Qwen2ForProcessRewardModel",
+        head="classification",
+        precision=FLOAT32,
+    )
+    engine, good = build_engine(spec), _labelled()
+    before = {name: weight.clone() for name, weight in engine.named_weights()}
+    metrics = update_supervised(engine, replace(good, labels=good.labels * float("nan")), MICRO)
+    assert metrics["train/skipped_steps"] == metrics["train/optimizer_steps"] == 1.0
+    assert all(before[name].equal(weight) for name, weight in engine.named_weights())
+    assert update_supervised(engine, good, MICRO)["train/skipped_steps"] == 0.0

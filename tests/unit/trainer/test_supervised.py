@@ -12,6 +12,7 @@ from verl.config.sft import SupervisedTrainerConfig
 from verl.protocol import DataProto
 from verl.trainer.supervised import SupervisedData, SupervisedTrainer
 from verl.trainer.supervised_batches import sft_batch
+from verl.utils.errors import UserError
 
 
 class RecordingGroup:
@@ -94,3 +95,46 @@ def test_validation_is_a_mean_over_targets_and_fillers_do_not_count(
 
 def test_only_complete_checkpoints_have_their_final_name(run: object, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["global_step_3", "global_step_5"]
+
+
+class StumblingGroup(RecordingGroup):
+    """Skips the optimizer steps that it is told to."""
+
+    def __init__(self, skips: str) -> None:
+        super().__init__()
+        self._skips = iter(skips)
+
+    def update(self, batch: DataProto) -> list[dict[str, float]]:
+        skipped = {"train/optimizer_steps": 1.0, "train/skipped_steps": float(next(self._skips) == "x")}
+        return [super().update(batch)[0] | skipped] * 2
+
+
+def _train(tmp_path: Path, skips: str, limit: int) -> tuple[RecordingGroup, RecordingTracker]:
+    config = SupervisedTrainerConfig(default_local_dir=str(tmp_path), max_skipped_steps=limit)
+    group, tracker = StumblingGroup(skips), RecordingTracker()
+    data = SupervisedData(train=[_rows([10], [11])], val=None, encode=sft_batch)
+    SupervisedTrainer(config, group, data, tracker, total_steps=len(skips)).fit()
+    return group, tracker
+
+
+def test_steps_without_a_finite_gradient_are_counted_and_single_ones_forgiven(tmp_path: Path) -> None:
+    group, tracker = _train(tmp_path, "x.xx.", limit=3)
+    assert [tracker.rows[step]["train/skipped_steps/in_a_row"] for step in range(1, 6)] == [1.0, 0.0, 1.0, 2.0, 0.0]
+    assert tracker.rows[5]["train/skipped_steps/sum"] == 3.0
+    assert group.calls[-1] == "export hf"
+
+
+def test_too_many_in_a_row_stop_the_run_and_leave_the_model(tmp_path: Path) -> None:
+    group = StumblingGroup("..xxx...")
+    tracker = RecordingTracker()
+    config = SupervisedTrainerConfig(default_local_dir=str(tmp_path), max_skipped_steps=3)
+    data = SupervisedData(train=[_rows([10], [11])], val=None, encode=sft_batch)
+    with pytest.raises(UserError, match=r"trainer.max_skipped_steps=3: .*smaller optim.lr"):
+        SupervisedTrainer(config, group, data, tracker, total_steps=8).fit()
+    assert group.calls == ["update"] * 5 + ["export hf_stopped"]
+    assert sorted(tracker.rows) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_may_be_told_never_to_stop(tmp_path: Path) -> None:
+    group, _ = _train(tmp_path, "xxxxxx", limit=0)
+    assert group.calls[-1] == "export hf"

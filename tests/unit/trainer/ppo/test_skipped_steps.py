@@ -45,3 +45,13 @@ def test_zero_never_stops() -> None:
     for _ in range(50):
         watch.count(step(2, 2))
         watch.raise_if_stuck()
+
+
+def test_another_trainer_has_names_and_advice_of_its_own() -> None:
+    watch = SkippedSteps(1, "train", "Look elsewhere")
+    counted = watch.count({"train/optimizer_steps": 1.0, "train/skipped_steps": 1.0, "actor/optimizer_steps": 1.0})
+    assert counted == {"train/skipped_steps/sum": 1.0, "train/skipped_steps/in_a_row": 1.0}
+    assert watch.is_stuck
+    with pytest.raises(UserError, match="Look elsewhere") as caught:
+        watch.raise_if_stuck()
+    assert "rollout" not in str(caught.value)
