@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from verl.data.truncation import truncate
 from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+EXPECTED_TOKENS = "expected_response_tokens"
+"""Key of `extra_info`: how long a response to the row is expected to be, for `rollout.submit_longest_first`. Unit:
+tokens."""
 
 
 class PromptRow(TypedDict):
@@ -238,6 +243,10 @@ def _prompt_row(index: int, row: Row, messages: list[Message], ids: list[int], s
     extra_info = row.values.get("extra_info") or {}
     if not isinstance(extra_info, Mapping):
         raise bad_row(row, settings.files_key, "'extra_info' must be a mapping")
+    expected = extra_info.get(EXPECTED_TOKENS)
+    is_number = isinstance(expected, int | float) and not isinstance(expected, bool)
+    if expected is not None and not (is_number and 0 < expected < math.inf):
+        raise bad_row(row, settings.files_key, f"'extra_info.{EXPECTED_TOKENS}' must be a number of tokens above 0")
     return PromptRow(
         prompt_token_ids=ids,
         raw_prompt=messages,

@@ -36,12 +36,15 @@ class GroupRequest:
         prompt_token_ids: The prompt, chat template applied.
         num_responses: G.
         sampling: How to sample each response.
+        expected_tokens: Length that the data expect of a response, unit: tokens; None if they say nothing. It decides
+            on the order of submission alone.
     """
 
     uid: str
     prompt_token_ids: list[int]
     num_responses: int
     sampling: SamplingSettings
+    expected_tokens: float | None = None
 
 
 class RolloutServer:

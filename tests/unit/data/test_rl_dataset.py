@@ -110,6 +110,9 @@ def test_nothing_left_after_filtering_is_refused(tmp_path, tokenizer):
         ({"reward_model": {"style": "rule"}}, "'ground_truth'"),
         ({"reward_model": {"ground_truth": ""}}, "'ground_truth'"),
         ({"extra_info": "x"}, "'extra_info'"),
+        ({"extra_info": {"expected_response_tokens": 0}}, "'extra_info.expected_response_tokens' must be a number"),
+        ({"extra_info": {"expected_response_tokens": "long"}}, "'extra_info.expected_response_tokens' must be"),
+        ({"extra_info": {"expected_response_tokens": True}}, "'extra_info.expected_response_tokens' must be"),
     ],
 )
 def test_a_bad_row_is_named_by_line(tmp_path, tokenizer, changes, message):

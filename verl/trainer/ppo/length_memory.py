@@ -37,15 +37,18 @@ class LengthMemory:
         self._by_prompt[key] = _moved(self._by_prompt.get(key, num_tokens), num_tokens)
         self._overall = _moved(self._overall or num_tokens, num_tokens)
 
-    def expected(self, prompt_token_ids: Sequence[int]) -> float:
+    def expected(self, prompt_token_ids: Sequence[int], stated: float | None = None) -> float:
         """Expect a length.
 
         Args:
             prompt_token_ids: The prompt.
+            stated: What the data say of it, if they do: that counts alone. Unit: tokens.
 
         Returns:
-            The average of this prompt, or of all while it is new. Unit: tokens.
+            What is stated, or the average of this prompt, or of all while it is new. Unit: tokens.
         """
+        if stated is not None:
+            return float(stated)
         return self._by_prompt.get(hash(tuple(prompt_token_ids)), self._overall)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from verl.data.rl_dataset import EXPECTED_TOKENS
 from verl.protocol import DataProto
 from verl.rewards.types import RewardInput
 from verl.rollout.base import SamplingSettings
@@ -55,14 +56,20 @@ def group_requests(prompts: DataProto, num_responses: int, sampling: SamplingSet
     Returns:
         One request per prompt, in order.
     """
-    masks = prompts.batch["prompt_mask"].bool()
+    masks, extra_info = prompts.batch["prompt_mask"].bool(), prompts.non_tensor_batch["extra_info"]
     requests = []
     for place, uid in enumerate(prompts.non_tensor_batch["uid"]):
         seed = None if sampling.seed is None else sampling.seed + place * num_responses
         ids = prompts.batch["prompts"][place][masks[place]].tolist()
         settings = replace(sampling, seed=seed)
         requests.append(
-            GroupRequest(uid=str(uid), prompt_token_ids=ids, num_responses=num_responses, sampling=settings)
+            GroupRequest(
+                uid=str(uid),
+                prompt_token_ids=ids,
+                num_responses=num_responses,
+                sampling=settings,
+                expected_tokens=(extra_info[place] or {}).get(EXPECTED_TOKENS),
+            )
         )
     return requests
 

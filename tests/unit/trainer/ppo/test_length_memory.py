@@ -23,3 +23,11 @@ def test_newer_lengths_count_more() -> None:
     for length in (100.0, 200.0, 400.0):
         memory.observe([1], length)
     assert memory.expected([1]) == 275.0  # 100 -> 150 -> 275; the plain mean would be 233
+
+
+def test_what_the_data_state_counts_alone() -> None:
+    memory = LengthMemory()
+    memory.observe([1], 100.0)
+    assert memory.expected([1], stated=7) == 7.0
+    assert memory.expected([2], stated=7) == 7.0
+    assert memory.expected([1], stated=None) == 100.0

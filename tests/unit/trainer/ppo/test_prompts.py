@@ -53,6 +53,12 @@ def test_every_response_of_a_batch_gets_its_own_seed() -> None:
     assert [request.sampling.seed for request in requests] == [100, 106, 112]
 
 
+def test_a_length_that_the_row_states_goes_with_the_request() -> None:
+    stated = rows(extra_info=[{"expected_response_tokens": 900}, None, {"level": 2}])
+    requests = group_requests(prompt_batch(stated, "s", 0), 2, SamplingSettings(max_new_tokens=8))
+    assert [request.expected_tokens for request in requests] == [900, None, None]
+
+
 def test_all_other_sampling_settings_arrive_unchanged() -> None:
     sampling = SamplingSettings(
         temperature=0.3, top_p=0.9, top_k=7, max_new_tokens=5, stop_token_ids=(3, 4), ignore_eos=True
