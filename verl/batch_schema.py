@@ -120,7 +120,7 @@ _ROWS = (
     Column("is_dropped", _S, _BOOL, Stage.PROCESS_SCORE, (), (Stage.ADVANTAGE, Stage.UPDATE)),
     Column("reward_baselines", _S, _FLOAT, Stage.PROCESS_SCORE, (), (Stage.ADVANTAGE,)),
     # stage 4: log-probs
-    Column("old_log_probs", _SR, _FLOAT, Stage.LOG_PROBS, (Stage.UPDATE,), (Stage.REWARD, Stage.REPORT), pad="right"),
+    Column("old_log_probs", _SR, _FLOAT, Stage.LOG_PROBS, (), (Stage.UPDATE, Stage.REWARD, Stage.REPORT), pad="right"),
     Column("rollout_is_weights", _SR, _FLOAT, Stage.LOG_PROBS, (), (Stage.UPDATE, Stage.REPORT), pad="right"),
     Column("ref_log_prob", _SR, _FLOAT, Stage.LOG_PROBS, (), (Stage.REWARD, Stage.UPDATE), pad="right"),
     # stages 5 and 6: reward and advantage

@@ -29,6 +29,9 @@ class ActorConfig:
     """Most tokens in one forward/backward on one rank; null = max(16384, one full sequence). Unit: tokens."""
     ppo_epochs: int = limited(1, low=1)
     """Passes over each batch of rollouts."""
+    recompute_old_log_probs: bool = False
+    """Compute the old log-probs in a forward pass of their own also where the update's own are the same: in a training
+    step of one optimizer step, without KL in the reward and `algorithm.rollout_correction`."""
     shuffle: bool = False
     """Draw the prompts of a batch in random order before they are cut into mini-batches."""
     grad_clip: float = limited(1.0, above=0.0)

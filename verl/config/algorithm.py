@@ -88,6 +88,12 @@ class RolloutCorrectionConfig:
     """Leave tokens whose ratio is above it out of the policy loss; null = none."""
 
     @property
+    def is_on(self) -> bool:
+        """Whether anything here changes the update."""
+        has_mask = self.mask_low is not None or self.mask_high is not None
+        return self.weighs_cut_samples or has_mask
+
+    @property
     def weighs_cut_samples(self) -> bool:
         """Whether the ratio enters the loss, so that sampling from a cut distribution is accounted for."""
         return self.bypass_old_log_probs or self.rollout_is is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from verl.config.actor import ActorConfig, RefConfig
 from verl.config.algorithm import AlgorithmConfig
+from verl.config.batch_plan import BatchPlan
 from verl.config.checks import find_problems
 from verl.config.data import DataConfig
 from verl.config.model import ModelConfig
@@ -54,6 +55,29 @@ class PPOTrainerConfig:
     def needs_reference(self) -> bool:
         """Whether a reference model is loaded at all (a KL term is on)."""
         return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    @property
+    def rollout_pool(self) -> tuple[int, int]:
+        """Nodes on which rollout servers stand, and devices of each: a pool of their own, or the policy's."""
+        rollout, trainer = self.actor_rollout_ref.rollout, self.trainer
+        if rollout.enable_resource_pool:
+            return rollout.nnodes, rollout.n_gpus_per_node
+        return trainer.nnodes, trainer.n_gpus_per_node
+
+    @property
+    def rollout_pool_key(self) -> str:
+        """Key of the devices per node of that pool."""
+        is_own = self.actor_rollout_ref.rollout.enable_resource_pool
+        return "actor_rollout_ref.rollout.n_gpus_per_node" if is_own else "trainer.n_gpus_per_node"
+
+    @property
+    def needs_old_log_probs(self) -> bool:
+        """Whether the old log-probs take a forward pass: not where the first optimizer step of an update is its last and
+        nothing before it reads them, for then the log-probs of that step's own forward pass are the old ones."""
+        algorithm = self.algorithm
+        has_further_steps = BatchPlan.from_config(self).optimizer_steps_per_training_step > 1
+        reads_before = algorithm.use_kl_in_reward or algorithm.rollout_correction.is_on
+        return self.actor_rollout_ref.actor.recompute_old_log_probs or has_further_steps or reads_before
 
     @property
     def has_step_scores(self) -> bool:

@@ -21,7 +21,7 @@ import torch
 from verl.algorithms.aggregation import LossDenominator, agg_loss
 from verl.algorithms.kl import kl_penalty
 from verl.algorithms.policy_losses import ClipSettings, PolicyLoss, get_policy_loss_fn
-from verl.algorithms.rollout_correction import CorrectionSettings, mismatch_sums, token_weights
+from verl.algorithms.rollout_correction import CorrectionSettings, masked_log_ratio, mismatch_sums, token_weights
 from verl.engines.base import HeadOutputs, HeadRequest, TrainEngine
 from verl.engines.micro_batches import MicroBatchSpec, make_micro_batches
 from verl.engines.packing import PackedSequences, PaddedSequences
@@ -37,20 +37,23 @@ class PolicyBatch:
         prompt_mask: [S, P].
         responses: [S, R] int64, right padded.
         response_mask: [S, R]; a row of zeros (a dropped sequence) counts nowhere.
-        old_log_probs: [S, R] float32, of the policy before this update.
+        old_log_probs: [S, R] float32, of the policy before this update; None where the update is one optimizer step:
+            the log-probs of its own forward pass, taken as constants, are the old ones.
         advantages: [S, R] float32.
         ref_log_prob: [S, R] float32, of the reference; needed by the KL loss only.
         rollout_is_weights: [S, R] float32, factor of each token's policy loss (`rollout_correction`); None: all 1.
+        rollout_log_probs: [S, R] float32, of the sampler; read only without `old_log_probs`, to log how far it is off.
     """
 
     prompts: torch.Tensor
     prompt_mask: torch.Tensor
     responses: torch.Tensor
     response_mask: torch.Tensor
-    old_log_probs: torch.Tensor
+    old_log_probs: torch.Tensor | None
     advantages: torch.Tensor
     ref_log_prob: torch.Tensor | None = None
     rollout_is_weights: torch.Tensor | None = None
+    rollout_log_probs: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.responses.shape[0]
@@ -107,17 +110,21 @@ def update_policy(engine: TrainEngine, batch: PolicyBatch, spec: PolicyUpdateSpe
 
     Returns:
         Means over the optimizer steps, by names `actor/...` (see `UpdateMetrics`): `loss`, `pg_loss`,
-        `pg_clipfrac`, `ppo_kl` and whatever else the policy loss counts, `kl_loss` and `entropy` where they are on.
+        `pg_clipfrac`, `ppo_kl` and whatever else the policy loss counts, `kl_loss` and `entropy` where they are on;
+        without `old_log_probs` also `policy_entropy` and `rollout_...` (see `_own_log_probs_metrics`).
 
     Raises:
-        ValueError: Ranks hold different numbers of rows, or the KL loss lacks `ref_log_prob`.
+        ValueError: Ranks hold different numbers of rows, the KL loss lacks `ref_log_prob`, or there are no old log-probs
+            and more than one optimizer step.
     """
     if spec.kl_loss_coef is not None and batch.ref_log_prob is None:
         raise ValueError("the KL loss needs the column ref_log_prob")
+    if batch.old_log_probs is None and (spec.epochs > 1 or len(batch) > spec.mini_batch_size):
+        raise ValueError("without old_log_probs an update has one optimizer step: from the second on they differ")
     _check_equal_rows(engine, len(batch))
     metrics = UpdateMetrics("actor")
     on_device = _columns_to(batch, engine.device)
-    head = HeadRequest(spec.temperature, with_entropy=spec.entropy_coeff != 0.0)
+    head = HeadRequest(spec.temperature, with_entropy=spec.entropy_coeff != 0.0 or batch.old_log_probs is None)
     for epoch in range(spec.epochs):
         for rows in mini_batch_rows(len(batch), spec.mini_batch_size, spec.shuffle_seed, epoch):
             counts = count_globally(engine, batch.response_mask[rows], spec.max_response_len)
@@ -165,7 +172,7 @@ class PolicyLossShare:
         loss = self._aggregate(policy.loss, mask)
         metrics = {_metric_name(n): total / self.counts.num_tokens for n, total in policy.metric_sums.items()}
         metrics["pg_loss"] = loss
-        if outputs.entropy is not None:
+        if outputs.entropy is not None and spec.entropy_coeff != 0.0:
             entropy = self._aggregate(micro_batch.scatter(outputs.entropy), mask)
             metrics["entropy"] = entropy
             loss = loss - spec.entropy_coeff * entropy
@@ -174,7 +181,23 @@ class PolicyLossShare:
             metrics["kl_loss"] = kl
             loss = loss + spec.kl_loss_coef * kl
         metrics["loss"] = loss
+        if self.batch.old_log_probs is None:
+            metrics |= self._own_log_probs_metrics(outputs, log_probs, mask, rows)
         return loss, metrics
+
+    def _own_log_probs_metrics(
+        self, outputs: HeadOutputs, log_probs: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What the pass for the old log-probs would have told: the entropy, and how far the sampler is off."""
+        metrics = {}
+        if outputs.entropy is not None:
+            metrics["policy_entropy"] = outputs.entropy.detach().sum() / self.counts.num_tokens
+        if self.batch.rollout_log_probs is not None:
+            sampler = self.batch.rollout_log_probs[rows]
+            sums = mismatch_sums(log_probs, sampler, mask)
+            metrics |= {f"rollout_{name}": total / self.counts.num_tokens for name, total in sums.items()}
+            metrics["rollout_log_prob_diff_max"] = masked_log_ratio(log_probs, sampler, mask).abs().max()
+        return metrics
 
     def _policy_loss(self, log_probs: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> PolicyLoss:
         """The loss per token times its importance weight, which is a constant. Denominators stay what they are: a token
@@ -183,7 +206,8 @@ class PolicyLossShare:
         With a live correction and weights, the surrogate stands at ratio 1 (nothing is clipped) and the weight alone
         is the truncated ratio: min(rho, cap) * A * grad log pi, as in CISPO (MiniMax-M1, arXiv 2506.13585, Eq. 4).
         """
-        spec, old = self.spec, self.batch.old_log_probs[rows]
+        spec = self.spec
+        old = log_probs.detach() if self.batch.old_log_probs is None else self.batch.old_log_probs[rows]
         sums: dict[str, torch.Tensor] = {}
         weights = None if self.batch.rollout_is_weights is None else self.batch.rollout_is_weights[rows]
         if spec.live_correction is not None:
@@ -250,6 +274,6 @@ def _check_equal_rows(engine: TrainEngine, num_rows: int) -> None:
 
 def _columns_to(batch: PolicyBatch, device: torch.device) -> PolicyBatch:
     """Move the columns that the loss reads; the tokens are packed on the CPU."""
-    names = ("old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights")
+    names = ("old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights", "rollout_log_probs")
     columns = {name: getattr(batch, name) for name in names}
     return replace(batch, **{name: column.to(device) for name, column in columns.items() if column is not None})

@@ -17,7 +17,8 @@ from verl.engines.packing import PackedSequences
 class UpdateMetrics:
     """Collects metric shares, reports and token counts.
 
-    Names, each behind `<prefix>/`: the loss's own shares (means over optimizer steps); `grad_norm` (mean over steps
+    Names, each behind `<prefix>/`: the loss's own shares (summed over micro-batches and ranks, means over optimizer
+    steps; a name that ends in `_max` is no share but a largest value of all of them); `grad_norm` (mean over steps
     that were not skipped), `grad_norm_max`, `lr` (last), `skipped_steps`, `optimizer_steps`, `empty_mini_batches`;
     `num_tokens` (all ranks), `micro_batches` (per rank), `padding_share` (of the tokens that went through the model),
     `attention_padding_share` (of the places that attention computed), `token_imbalance` (busiest rank over mean).
@@ -46,7 +47,8 @@ class UpdateMetrics:
             shares: One dict of scalars per micro-batch, all with the same names.
             report: What the optimizer did; None where nothing was trained.
         """
-        self._steps.append({name: torch.stack([s[name].float() for s in shares]).sum() for name in shares[0]})
+        table = {name: torch.stack([s[name].float() for s in shares]) for name in shares[0]}
+        self._steps.append({name: row.amax() if _is_max(name) else row.sum() for name, row in table.items()})
         if report is not None:
             self._reports.append(report)
 
@@ -81,10 +83,15 @@ class UpdateMetrics:
     def _loss_metrics(self, engine: TrainEngine) -> dict[str, float]:
         if not self._steps:
             return {}
-        names = sorted(self._steps[0])
-        table = torch.stack([torch.stack([step[name] for name in names]) for step in self._steps])
-        means = engine.all_reduce(table, "sum").mean(dim=0)
-        return dict(zip(names, means.tolist(), strict=True))
+        sums = sorted(name for name in self._steps[0] if not _is_max(name))
+        largest = sorted(name for name in self._steps[0] if _is_max(name))
+        combined = engine.all_reduce(self._table(sums), "sum").mean(dim=0).tolist()
+        if largest:
+            combined += engine.all_reduce(self._table(largest), "max").amax(dim=0).tolist()
+        return dict(zip([*sums, *largest], combined, strict=True))
+
+    def _table(self, names: Sequence[str]) -> torch.Tensor:
+        return torch.stack([torch.stack([step[name] for name in names]) for step in self._steps])
 
     def _optimizer_metrics(self) -> dict[str, float]:
         metrics = {"empty_mini_batches": float(self._num_empty), "optimizer_steps": float(len(self._reports))}
@@ -113,3 +120,7 @@ class UpdateMetrics:
             "attention_padding_share": 1.0 - real / places,
             "token_imbalance": busiest * engine.dp_size / model,
         }
+
+
+def _is_max(name: str) -> bool:
+    return name.endswith("_max")

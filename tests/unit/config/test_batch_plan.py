@@ -127,3 +127,22 @@ def test_supervised_batch() -> None:
     numbers = SupervisedBatchPlan.from_config(config)
     assert (numbers.sequences_per_step, numbers.sequences_per_rank) == (64, 16)
     assert numbers.micro == MicroBatchLimit(None, 16384)
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ([], False),
+        (["actor_rollout_ref.actor.recompute_old_log_probs=True"], True),
+        (["actor_rollout_ref.actor.ppo_mini_batch_size=8"], True),
+        (["actor_rollout_ref.actor.ppo_epochs=2"], True),
+        (["algorithm.use_kl_in_reward=True"], True),
+        (["algorithm.rollout_correction.rollout_is=token"], True),
+        (["algorithm.rollout_correction.mask_low=0.5"], True),
+        (["algorithm.rollout_correction.bypass_old_log_probs=True"], True),
+        (["actor_rollout_ref.actor.use_kl_loss=True"], False),
+    ],
+)
+def test_old_log_probs_take_a_pass_only_where_the_update_does_not_have_them(changes: list[str], needed: bool) -> None:
+    one_step = ["data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16"]
+    assert build(*one_step, *changes).needs_old_log_probs is needed

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.engine_cases import CASES, engine_spec, one_rank_group, training_batch, update_spec
-from tests.helpers.tiny_models import save_tiny_model
+from tests.helpers.tiny_models import VOCAB_SIZE, save_tiny_model
 from verl.algorithms.aggregation import LossDenominator
 from verl.algorithms.rollout_correction import CorrectionSettings
 from verl.engines.base import HeadOutputs
@@ -107,6 +107,37 @@ def _present(batch: object) -> torch.Tensor:
     # The helper draws old log-probs around the model's own with a known noise; without noise they are the model's.
     from_noise = torch.Generator().manual_seed(100)
     return batch.old_log_probs - 0.2 * torch.randn(batch.old_log_probs.shape, generator=from_noise)
+
+
+def test_one_optimizer_step_needs_no_old_log_probs(folder: Path, spec: PolicyUpdateSpec) -> None:
+    """The log-probs of the step's own forward pass are the old ones: same loss, gradient and weights as with a column."""
+    results, weights, batch = [], [], training_batch(0)
+    sampler = _present(batch) + 0.3
+    whole = replace(spec, mini_batch_size=len(batch), epochs=1, entropy_coeff=0.0)
+    with one_rank_group():
+        for old in (_present(batch), None):
+            engine = FSDPEngine(engine_spec(str(folder), CASES["plain"]))
+            results.append(update_policy(engine, replace(batch, old_log_probs=old, rollout_log_probs=sampler), whole))
+            weights.append(dict(engine.named_weights()))
+    with_column, without = results
+    for name in ("actor/loss", "actor/grad_norm", "actor/kl_loss", "actor/ppo_kl"):
+        assert without[name] == pytest.approx(with_column[name], rel=1e-4, abs=1e-6), name
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-4)
+    assert without["actor/ppo_kl"] == 0.0
+    assert without["actor/rollout_log_prob_diff"] == pytest.approx(0.3, abs=1e-4)
+    assert without["actor/rollout_log_prob_diff_max"] == pytest.approx(0.3, abs=1e-4)
+    assert 0.0 < without["actor/policy_entropy"] < math.log(VOCAB_SIZE)
+    assert "actor/entropy" not in without and "actor/policy_entropy" not in with_column
+
+
+@pytest.mark.parametrize("more", [{"epochs": 2}, {"mini_batch_size": 4}])
+def test_several_optimizer_steps_need_old_log_probs(
+    engine: FSDPEngine, spec: PolicyUpdateSpec, more: dict[str, int]
+) -> None:
+    batch = replace(training_batch(0), old_log_probs=None)
+    with pytest.raises(ValueError, match="one optimizer step"):
+        update_policy(engine, batch, replace(spec, **({"mini_batch_size": len(batch), "epochs": 1} | more)))
 
 
 def test_a_budget_below_the_longest_sequence_is_a_user_error(engine: FSDPEngine, spec: PolicyUpdateSpec) -> None:

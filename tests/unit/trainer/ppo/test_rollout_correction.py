@@ -30,7 +30,7 @@ def run(**settings: object) -> tuple[DataProto, dict[str, float], int]:
     batch = DataProto.from_dict(tensors={"rollout_log_probs": ROLLOUT, "response_mask": MASK})
     correction, actor = RolloutCorrection(RolloutCorrectionConfig(**settings)), FakeActor()
     batch = batch.union(correction.old_log_probs(batch, actor))
-    return batch, correction.metrics(batch), actor.num_calls
+    return batch, correction.metrics(batch, {}), actor.num_calls
 
 
 def test_without_a_correction_the_trainer_computes_and_only_the_mismatch_is_logged() -> None:
@@ -56,3 +56,12 @@ def test_a_bypass_asks_nobody_and_leaves_weights_to_the_loss() -> None:
     assert batch.batch["old_log_probs"].equal(ROLLOUT)
     assert "rollout_is_weights" not in batch.batch.keys()
     assert metrics == {}
+
+
+def test_where_the_update_has_them_nobody_is_asked_and_its_numbers_are_logged() -> None:
+    batch = DataProto.from_dict(tensors={"rollout_log_probs": ROLLOUT, "response_mask": MASK})
+    correction, actor = RolloutCorrection(RolloutCorrectionConfig(), needs_old_log_probs=False), FakeActor()
+    batch = batch.union(correction.old_log_probs(batch, actor))
+    assert actor.num_calls == 0 and "old_log_probs" not in batch.batch.keys()
+    update = {"actor/policy_entropy": 1.5, "actor/rollout_log_prob_diff_max": 0.25, "actor/loss": 3.0}
+    assert correction.metrics(batch, update) == {"policy/entropy/mean": 1.5, "rollout/log_prob_diff/max": 0.25}
