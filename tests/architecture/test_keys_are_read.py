@@ -18,6 +18,7 @@ ONLY_TALK = {
     "fsdp_checks",
     "megatron_checks",
     "reward_checks",
+    "rollout_checks",
     "supervised_checks",
     "serving_checks",
     "notices",
@@ -27,7 +28,7 @@ ONLY_TALK = {
     "files",
 }
 ROOTS = (PPOTrainerConfig, SFTTrainerConfig, PRMTrainerConfig, GenerationConfig, EvaluationConfig)
-NOT_BUILT = ("actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size", "trainer.max_staleness")
+NOT_BUILT = ("actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size",)
 
 
 def attributes_read() -> set[str]:

@@ -133,7 +133,7 @@ class BatchPlan:
     max_sequence_len: int
     """Longest prompt plus longest response. Unit: tokens."""
     rollout_servers: int
-    """Servers that answer prompts (policy ranks / rollout TP)."""
+    """Servers that answer prompts (devices of their pool / rollout TP)."""
     actor: MicroBatchLimit
     """Limit of a micro-batch in the update."""
     old_log_prob: MicroBatchLimit
@@ -152,6 +152,7 @@ class BatchPlan:
             The plan.
         """
         policy, ranks = config.actor_rollout_ref, config.trainer.num_devices
+        nodes, per_node = config.rollout_pool
         return cls(
             prompts_per_step=config.data.train_batch_size,
             responses_per_prompt=policy.rollout.n,
@@ -160,7 +161,7 @@ class BatchPlan:
             mini_batch_prompts=policy.actor.ppo_mini_batch_size,
             ppo_epochs=policy.actor.ppo_epochs,
             max_sequence_len=config.data.max_prompt_length + config.data.max_response_length,
-            rollout_servers=ranks // policy.rollout.tensor_model_parallel_size,
+            rollout_servers=policy.rollout.num_servers(nodes * per_node),
             actor=actor_limit(config),
             old_log_prob=log_prob_limit(config, reference=False),
             ref=log_prob_limit(config, reference=True),
@@ -220,7 +221,7 @@ class BatchPlan:
             ("micro-batch, update", self.actor.describe(), "at most, on one rank"),
             ("micro-batch, old log-probs", self.old_log_prob.describe(), "at most, on one rank"),
             ("micro-batch, reference", self.ref.describe(), "at most, on one rank"),
-            ("rollout servers", f"{self.rollout_servers}", "policy ranks / rollout TP"),
+            ("rollout servers", f"{self.rollout_servers}", "devices of their pool / rollout TP"),
             ("responses per server", f"{self.sequences_per_server}", "per step, rounded up"),
             ("tokens per step", f"{self.max_tokens_per_step}", f"at most ({self.max_sequence_len} per sequence)"),
         ]

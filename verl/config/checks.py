@@ -14,7 +14,10 @@ from verl.config.fsdp_checks import fsdp_problems
 from verl.config.megatron_checks import megatron_problems
 from verl.config.problems import Problem
 from verl.config.reward_checks import reward_problems
+from verl.config.rollout_checks import rollout_problems
 from verl.config.serving_checks import ServingNeeds, find_serving_problems
+from verl.config.weight_sync_checks import weight_sync_problems
+from verl.config.sglang_checks import sglang_training_problems
 
 if TYPE_CHECKING:
     from verl.config.root import PPOTrainerConfig
@@ -36,13 +39,14 @@ def find_problems(config: PPOTrainerConfig) -> list[Problem]:
     """
     groups = (
         _required(config),
-        _not_built(config),
         _batch_sizes(config),
         _parallel_sizes(config),
         fsdp_problems(config),
         megatron_problems(config),
         _micro_batches(config),
         _rollout_servers(config),
+        rollout_problems(config),
+        weight_sync_problems(config),
         _sampling(config),
         _correction(config),
         _run(config),
@@ -60,12 +64,6 @@ def _required(config: PPOTrainerConfig) -> Iterator[Problem]:
         yield Problem("data.val_files", "", "is required for validation", mend)
     if not config.actor_rollout_ref.model.path:
         yield Problem("actor_rollout_ref.model.path", "", "is required", "Name a local folder or a hub id org/name")
-
-
-def _not_built(config: PPOTrainerConfig) -> Iterator[Problem]:
-    if config.trainer.max_staleness:
-        allowed = "asynchronous training is not built yet; only 0 is accepted"
-        yield Problem("trainer.max_staleness", config.trainer.max_staleness, allowed, "Set trainer.max_staleness=0")
 
 
 def _batch_sizes(config: PPOTrainerConfig) -> Iterator[Problem]:
@@ -155,8 +153,12 @@ def _micro_batch(section: str, names: tuple[str, str, str], limit: MicroBatchLim
 
 def _rollout_servers(config: PPOTrainerConfig) -> Iterator[Problem]:
     longest = config.data.max_prompt_length + config.data.max_response_length
-    needs = ServingNeeds(_ROLLOUT, longest, config.trainer.n_gpus_per_node)
+    _, per_node = config.rollout_pool
+    if per_node < 1:
+        return  # said by rollout_problems
+    needs = ServingNeeds(_ROLLOUT, longest, per_node, config.rollout_pool_key)
     yield from find_serving_problems(config.actor_rollout_ref.rollout, needs)
+    yield from sglang_training_problems(config.actor_rollout_ref.rollout, config.trainer, _ROLLOUT)
 
 
 def _sampling(config: PPOTrainerConfig) -> Iterator[Problem]:

@@ -142,11 +142,13 @@ def rollout_memory(config: PPOTrainerConfig, shape: ModelShape) -> list[MemoryIt
         shape: The policy's shape.
 
     Returns:
-        Weights, and the KV cache that would hold all sequences of a step at full length.
+        Weights, and the KV cache that would hold all sequences of a step (of those sampled at once, when the rollout
+        runs ahead) at full length.
     """
     rollout, plan = config.actor_rollout_ref.rollout, BatchPlan.from_config(config)
     tp, size = rollout.tensor_model_parallel_size, BYTES_OF[rollout.dtype]
-    at_once = min(plan.sequences_per_server, rollout.max_num_seqs)
+    batches = max(1, config.trainer.max_staleness)
+    at_once = min(batches * plan.sequences_per_server, rollout.max_num_seqs)
     cache = at_once * plan.max_sequence_len * shape.kv_bytes_per_token(size) / tp
     return [
         MemoryItem("rollout weights", shape.num_params * size / tp, f"{rollout.dtype}, TP {tp}"),

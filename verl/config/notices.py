@@ -38,6 +38,7 @@ def find_notices(config: PPOTrainerConfig) -> list[str]:
         *_rewards(config),
         *_estimator(config.algorithm, config.reward_model.process_reward),
         *_correction(config.algorithm.rollout_correction),
+        *_asynchrony(config),
         *_run(config),
     ]
 
@@ -102,6 +103,18 @@ def _correction(correction: RolloutCorrectionConfig) -> Iterator[str]:
         yield f"{key}.rollout_is_threshold: no effect without rollout_is"
     if correction.bypass_old_log_probs and correction.rollout_is is not None:
         yield f"{key}: the loss is a truncated policy gradient; actor.clip_ratio* have no effect"
+
+
+def _asynchrony(config: PPOTrainerConfig) -> Iterator[str]:
+    rollout, steps = config.actor_rollout_ref.rollout, config.trainer.max_staleness
+    keeps = rollout.in_flight_update == "keep"
+    if keeps and not steps:
+        yield "actor_rollout_ref.rollout.in_flight_update: no effect with trainer.max_staleness=0"
+    if steps > 1 and not keeps and not rollout.max_in_flight_groups:
+        yield (
+            f"trainer.max_staleness={steps}: every weight sync waits for all batches ahead, so that 1 is as fast and "
+            "fresher, unless actor_rollout_ref.rollout.in_flight_update=keep or max_in_flight_groups is set"
+        )
 
 
 def _run(config: PPOTrainerConfig) -> Iterator[str]:

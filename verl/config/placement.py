@@ -23,7 +23,7 @@ class RolePlacement:
     devices_each: int
     """Devices per instance; 0 = CPU only."""
     pool: str
-    """`policy`, `prm` or `cpu`."""
+    """`policy`, `rollout`, `prm` or `cpu`."""
     note: str
     """Engine and what else matters."""
 
@@ -40,6 +40,10 @@ class Placement:
     """Nodes of the policy pool."""
     policy_devices_per_node: int
     """Devices of the policy pool on each node."""
+    rollout_nodes: int
+    """Nodes of the rollout servers' own pool; 0 = they have none."""
+    rollout_devices_per_node: int
+    """Devices of the rollout servers' own pool on each node; 0 = they have none."""
     prm_nodes: int
     """Nodes of the PRM's own pool; 0 = it has none."""
     prm_devices_per_node: int
@@ -52,9 +56,19 @@ class Placement:
     """Every role, for the plan."""
 
     @property
+    def pools(self) -> tuple[tuple[str, int, int], ...]:
+        """Every pool there is: name, nodes, devices of each."""
+        pools = (
+            ("policy", self.policy_nodes, self.policy_devices_per_node),
+            ("rollout", self.rollout_nodes, self.rollout_devices_per_node),
+            ("prm", self.prm_nodes, self.prm_devices_per_node),
+        )
+        return tuple(pool for pool in pools if pool[1])
+
+    @property
     def num_devices(self) -> int:
         """Devices of all pools."""
-        return self.policy_nodes * self.policy_devices_per_node + self.prm_nodes * self.prm_devices_per_node
+        return sum(nodes * devices for _, nodes, devices in self.pools)
 
 
 def place(config: PPOTrainerConfig) -> Placement:
@@ -70,11 +84,13 @@ def place(config: PPOTrainerConfig) -> Placement:
     own_pool = prm.enable and prm.enable_resource_pool
     # Beside the policy one replica is enough: it shares those devices.
     replicas = prm.nnodes * (prm.n_gpus_per_node // prm.tensor_model_parallel_size) if own_pool else int(prm.enable)
+    is_split, (rollout_nodes, rollout_devices) = policy.rollout.enable_resource_pool, config.rollout_pool
     tp = policy.rollout.tensor_model_parallel_size
-    servers = trainer.num_devices // tp
+    servers = policy.rollout.num_servers(rollout_nodes * rollout_devices)
+    pool = "rollout" if is_split else "policy"
     roles = [
         RolePlacement("policy training", trainer.num_devices, 1, "policy", _training(policy)),
-        RolePlacement("rollout", servers, tp, "policy", f"{policy.rollout.name} servers, TP {tp}"),
+        RolePlacement("rollout", servers, tp, pool, f"{policy.rollout.name} servers, TP {tp}{_ahead(config)}"),
     ]
     if config.needs_reference:
         note = "the policy without its adapters" if policy.model.lora_rank else "in the policy's processes"
@@ -89,6 +105,8 @@ def place(config: PPOTrainerConfig) -> Placement:
     return Placement(
         policy_nodes=trainer.nnodes,
         policy_devices_per_node=trainer.n_gpus_per_node,
+        rollout_nodes=rollout_nodes if is_split else 0,
+        rollout_devices_per_node=rollout_devices if is_split else 0,
         prm_nodes=prm.nnodes if own_pool else 0,
         prm_devices_per_node=prm.n_gpus_per_node if own_pool else 0,
         rollout_servers=servers,
@@ -105,3 +123,8 @@ def _training(policy: ActorRolloutRefConfig) -> str:
     if policy.model.lora_rank:
         notes.append(f"LoRA of rank {policy.model.lora_rank}")
     return ", ".join(notes)
+
+
+def _ahead(config: PPOTrainerConfig) -> str:
+    steps = config.trainer.max_staleness
+    return f", up to {steps} step(s) ahead of the training" if steps else ""

@@ -73,9 +73,8 @@ class RunPlan:
             (role.role, str(role.instances), str(role.devices_each or "-"), role.pool, role.note)
             for role in self.placement.roles
         ]
-        pools = f"  pool policy: {self.placement.policy_nodes} x {self.placement.policy_devices_per_node} devices"
-        if self.placement.prm_nodes:
-            pools += f"; pool prm: {self.placement.prm_nodes} x {self.placement.prm_devices_per_node} devices"
+        found = (f"pool {name}: {nodes} x {devices} devices" for name, nodes, devices in self.placement.pools)
+        pools = "  " + "; ".join(found)
         pools += f"; {self.placement.num_devices} in all (trainer.device={self.config.trainer.device})"
         return format_table(("role", "instances", "devices each", "pool", "how"), rows) + "\n" + pools
 
@@ -92,7 +91,9 @@ class RunPlan:
         if self.policy_shape is not None:
             update = training_memory(self.config, self.policy_shape)
             lines += _memory_table("while updating", update)
-            lines += _memory_table("while answering", rollout_memory(self.config, self.policy_shape))
+            is_split = self.config.actor_rollout_ref.rollout.enable_resource_pool
+            answering = rollout_memory(self.config, self.policy_shape)
+            lines += _memory_table("rollout server" if is_split else "while answering", answering)
         if self.prm_shape is not None:
             lines += _memory_table("PRM replica", prm_memory(self.config.reward_model, self.prm_shape))
             lines += self._prm_context(self.prm_shape)
@@ -175,7 +176,7 @@ def generation_plan_text(config: GenerationConfig) -> str:
         f"model: {config.model.path} ({size})",
         f"prompts: {', '.join(config.data.path)}, up to {config.data.max_prompt_length} tokens each",
         f"responses: {config.n_samples} per prompt, up to {config.data.max_response_length} tokens, {sampled}",
-        f"servers: {config.trainer.num_devices // tp} x {rollout.name}, {tp} device(s) each",
+        f"servers: {rollout.num_servers(config.trainer.num_devices)} x {rollout.name}, {tp} device(s) each",
         f"output: {config.output}",
     )
     return "Plan of the run\n\n" + "\n".join(f"  {line}" for line in lines)

@@ -137,7 +137,8 @@ def _prm_devices(config: PPOTrainerConfig) -> Iterator[Problem]:
         mend = f"Set it to a divisor of {per_node}"
         yield Problem("reward_model.tensor_model_parallel_size", tp, allowed, mend, (pool_key,))
     shares = config.actor_rollout_ref.rollout.gpu_memory_utilization + prm.gpu_memory_utilization
-    shares_gpus = not prm.enable_resource_pool and config.trainer.device != "cpu"
+    is_split = prm.enable_resource_pool or config.actor_rollout_ref.rollout.enable_resource_pool
+    shares_gpus = not is_split and config.trainer.device != "cpu"
     both_served = prm.process_reward.backend == "vllm" and config.actor_rollout_ref.rollout.name == "vllm"
     if shares_gpus and both_served and shares > _LARGEST_SHARE:
         allowed = f"shares its GPUs with the rollout servers; both together take {shares:.2f} of the memory"

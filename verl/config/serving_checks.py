@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from verl.config.names import ROLLOUTS_NOT_BUILT
 from verl.config.problems import Problem
 from verl.config.rollout import ServingConfig
+from verl.config.sglang_checks import sglang_problems
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class ServingNeeds:
     Args:
         section: Key of their section.
         longest: Longest prompt plus longest response. Unit: tokens.
-        devices_per_node: `trainer.n_gpus_per_node`.
+        devices_per_node: Of the pool they stand in.
+        devices_key: Key that says so.
     """
 
     section: str
     longest: int
     devices_per_node: int
+    devices_key: str = "trainer.n_gpus_per_node"
 
 
 def find_serving_problems(rollout: ServingConfig, needs: ServingNeeds) -> Iterator[Problem]:
@@ -38,13 +40,12 @@ def find_serving_problems(rollout: ServingConfig, needs: ServingNeeds) -> Iterat
     """
     section, longest, per_node = needs.section, needs.longest, needs.devices_per_node
     tp = rollout.tensor_model_parallel_size
-    if rollout.name in ROLLOUTS_NOT_BUILT:
-        yield Problem(f"{section}.name", rollout.name, "is not built yet; allowed: vllm | hf", "Set rollout.name=vllm")
-    if per_node % tp:
+    yield from sglang_problems(rollout, section)
+    if per_node % tp and not rollout.sglang.urls:
         fault = "is larger than" if tp > per_node else "must divide"
-        allowed = f"{fault} trainer.n_gpus_per_node={per_node} (a server lies within one node)"
+        allowed = f"{fault} {needs.devices_key}={per_node} (a server lies within one node)"
         mend = f"Set it to a divisor of {per_node}"
-        yield Problem(f"{section}.tensor_model_parallel_size", tp, allowed, mend, ("trainer.n_gpus_per_node",))
+        yield Problem(f"{section}.tensor_model_parallel_size", tp, allowed, mend, (needs.devices_key,))
     max_model_len = rollout.max_model_len or longest
     if max_model_len < longest:
         allowed = f"must hold data.max_prompt_length + data.max_response_length = {longest} tokens"

@@ -20,7 +20,7 @@ class TrainerConfig:
     nnodes: int = limited(1, low=1)
     """Nodes that hold the policy. Unit: nodes."""
     n_gpus_per_node: int = limited(8, low=1)
-    """Policy devices per node (the PRM's own pool comes on top). Unit: devices."""
+    """Policy devices per node (the pools of PRM and rollout servers come on top). Unit: devices."""
     total_epochs: int = limited(30, low=1)
     """Passes over the training files."""
     total_training_steps: int | None = limited(None, low=1)
@@ -64,7 +64,9 @@ class TrainerConfig:
     seed: int = limited(42, low=0)
     """Seed of everything random (data order, sampling, initialisation)."""
     max_staleness: int = limited(0, low=0)
-    """Policy versions the generator may run ahead; 0 = on-policy. Only 0 is built. Unit: policy versions."""
+    """Training steps the rollout runs ahead: a response is trained on at most so many policy versions after it was
+    begun; 0 = on-policy. Above 0 it needs `algorithm.rollout_correction`, and on GPUs
+    `actor_rollout_ref.rollout.enable_resource_pool`. Unit: policy versions."""
     max_skipped_steps: int = limited(3, low=0)
     """Stop after so many training steps in a row in which every optimizer step was skipped because its gradients were
     not finite; 0 = never. Unit: training steps."""

@@ -56,7 +56,7 @@ class Generation:
         token_ids: Response tokens, EOS included when it was sampled.
         log_probs: Natural log of the probability under the sampled (temperature-scaled) distribution, one per token.
         finish_reason: `stop` (EOS), `length` (cut at `max_new_tokens`) or `abort`.
-        policy_version: Version of the weights that sampled it.
+        policy_version: Version of the weights that sampled it; of its first token where they changed on the way.
     """
 
     request_id: str
@@ -64,6 +64,27 @@ class Generation:
     log_probs: list[float]
     finish_reason: FinishReason
     policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where the server of an engine runs that is spoken to over HTTP.
+
+    Attributes:
+        python: Interpreter of the environment that holds the engine; used to start a server.
+        url: A running server to join instead, e.g. `http://node7:30000`; empty to start one.
+        env: Further environment variables of a started server.
+        arguments: Further launch arguments of a started server, by name without dashes; they win over derived ones.
+        start_timeout_s: Longest wait until the server answers, seconds.
+        weight_group_backend: `gloo` or `nccl`: process group over which it gets new weights.
+    """
+
+    python: str = ""
+    url: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    start_timeout_s: float = 900.0
+    weight_group_backend: str = "gloo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +105,12 @@ class RolloutSpec:
         enable_prefix_caching: Share the prompt's KV cache inside a group.
         enable_sleep_mode: The engine can hand its memory back between rollouts (CUDA only).
         weight_sync: Backend name: `shared_memory` or `ipc`.
+        in_flight_update: What a weight sync does to requests in flight: `wait` for them, or `keep` them frozen and go on.
         seed: Engine seed.
         trust_remote_code: Allow the model folder's own code.
         device: `cpu` or `cuda`.
         engine_kwargs: Passed to the engine as they are.
+        server: For an engine behind HTTP; None for one that lives in this process.
     """
 
     model_path: str
@@ -103,10 +126,12 @@ class RolloutSpec:
     enable_prefix_caching: bool = True
     enable_sleep_mode: bool = False
     weight_sync: str = "shared_memory"
+    in_flight_update: str = "wait"
     seed: int = 0
     trust_remote_code: bool = False
     device: str = "cpu"
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
+    server: ServerSettings | None = None
 
 
 class RolloutEngine(Protocol):
@@ -122,7 +147,7 @@ class RolloutEngine(Protocol):
         """Prepare the weight sync backend."""
 
     async def start_update(self) -> None:
-        """Stop scheduling and get ready for new weights; no request may be in flight."""
+        """Stop scheduling and get ready for new weights; requests in flight end first, or stay (`in_flight_update`)."""
 
     async def update(self, payload: dict[str, Any]) -> None:
         """Take in one chunk of weights."""

@@ -7,16 +7,25 @@ and the prefix cache makes the shared prompt cheap.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from vllm import SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from verl.rollout.base import FinishReason, Generation, GenerationRequest, RolloutSpec, SamplingSettings
+from verl.rollout.update_gate import UpdateGate
+from verl.weight_sync.vllm_plugin import receiver_name
+
+_ALIVE_POLL_S = 1.0
+Result = TypeVar("Result")
 
 
 class VLLMEngine:
@@ -37,6 +46,8 @@ class VLLMEngine:
         self._spec = spec
         self._llm: AsyncLLM | None = None
         self._policy_version = 0
+        self._gate = UpdateGate()
+        self._is_paused = False
 
     async def start(self) -> None:
         """See `RolloutEngine.start`."""
@@ -51,8 +62,10 @@ class VLLMEngine:
         final = None
         params = sampling_params(request.sampling)
         prompt = {"prompt_token_ids": request.prompt_token_ids}
-        async for output in self._engine.generate(prompt, params, request.request_id):
-            final = output
+        async with self._gate.passing():
+            version = self._policy_version
+            async for output in self._engine.generate(prompt, params, request.request_id):
+                final = output
         if final is None or not final.outputs:
             raise RuntimeError(f"vLLM ended request {request.request_id} without output")
         completion = final.outputs[0]
@@ -63,27 +76,41 @@ class VLLMEngine:
             token_ids=token_ids,
             log_probs=log_probs,
             finish_reason=_finish_reason(completion.finish_reason),
-            policy_version=self._policy_version,
+            policy_version=version,
         )
 
     async def init_transfer(self, init_info: dict[str, Any]) -> None:
         """See `RolloutEngine.init_transfer`."""
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+        await self._while_alive(self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info)))
 
     async def start_update(self) -> None:
-        """See `RolloutEngine.start_update`."""
-        await self._engine.pause_generation(mode="wait", clear_cache=True)
-        await self._engine.start_weight_update()
+        """See `RolloutEngine.start_update`.
+
+        Frozen requests lose their KV cache and are prefilled anew when scheduling goes on: their further tokens are
+        those of the new policy after what was said so far.
+        """
+        self._gate.close()
+        if self._spec.in_flight_update != "keep":
+            await self._while_alive(self._gate.drained())
+        # without requests in the engine nothing need be paused, which takes vLLM 20 ms and more
+        if self._gate.in_flight or not await self._while_alive(self._engine.reset_prefix_cache()):
+            mode: PauseMode = "keep" if self._spec.in_flight_update == "keep" else "wait"
+            await self._while_alive(self._engine.pause_generation(mode=mode, clear_cache=True))
+            self._is_paused = True
+        await self._while_alive(self._engine.start_weight_update())
 
     async def update(self, payload: dict[str, Any]) -> None:
         """See `RolloutEngine.update`."""
-        await self._engine.update_weights(WeightTransferUpdateRequest(payload))
+        await self._while_alive(self._engine.update_weights(WeightTransferUpdateRequest(payload)))
 
     async def finish_update(self, version: int) -> None:
         """See `RolloutEngine.finish_update`."""
-        await self._engine.finish_weight_update(str(version))
+        await self._while_alive(self._engine.finish_weight_update())
         self._policy_version = version
-        await self._engine.resume_generation()
+        if self._is_paused:
+            await self._while_alive(self._engine.resume_generation())
+            self._is_paused = False
+        self._gate.open()
 
     async def sleep(self) -> None:
         """See `RolloutEngine.sleep`; level 2 drops the weights too, the next sync brings new ones."""
@@ -100,6 +127,16 @@ class VLLMEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+    async def _while_alive(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """Wait for vLLM's answer, or for its process to be gone: vLLM itself would wait for ever."""
+        answer = asyncio.ensure_future(call)
+        while not answer.done():
+            await asyncio.wait({answer}, timeout=_ALIVE_POLL_S)
+            if not answer.done() and self._engine.errored:
+                answer.cancel()
+                raise EngineDeadError()
+        return answer.result()
 
     @property
     def _engine(self) -> AsyncLLM:
@@ -124,12 +161,13 @@ def engine_args(spec: RolloutSpec) -> AsyncEngineArgs:
         # vLLM wants a step to hold at least one token per running sequence
         "max_num_batched_tokens": max(spec.max_num_batched_tokens, spec.max_num_seqs),
         "tensor_parallel_size": spec.tensor_parallel_size,
+        "distributed_executor_backend": executor_backend(spec.device, spec.tensor_parallel_size),
         "enforce_eager": spec.enforce_eager,
         "enable_chunked_prefill": spec.enable_chunked_prefill,
         "enable_prefix_caching": spec.enable_prefix_caching,
         "enable_sleep_mode": spec.enable_sleep_mode,
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_sync),
+        "weight_transfer_config": WeightTransferConfig(backend=receiver_name(spec.weight_sync)),
         "seed": spec.seed,
         "trust_remote_code": spec.trust_remote_code,
         "disable_log_stats": True,
@@ -141,6 +179,25 @@ def engine_args(spec: RolloutSpec) -> AsyncEngineArgs:
     else:
         derived["gpu_memory_utilization"] = spec.gpu_memory_utilization
     return AsyncEngineArgs(**(derived | spec.engine_kwargs))
+
+
+def executor_backend(device: str, tensor_parallel_size: int) -> str | None:
+    """Choose where the model of one engine runs.
+
+    vLLM gives a model on a CPU a process of its own, and the scheduler's process spins while it waits for it, on the
+    cores that should multiply. The environment that this separates for OpenMP is set for our actors anyway, so a model
+    without tensor parallelism runs in the scheduler's process, as on a GPU; by its path, since the name is overruled.
+
+    Args:
+        device: `cpu` or `cuda`.
+        tensor_parallel_size: Devices of the engine.
+
+    Returns:
+        Value of `distributed_executor_backend`; None for vLLM's choice.
+    """
+    if device == "cpu" and tensor_parallel_size == 1:
+        return "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+    return None
 
 
 def sampling_params(settings: SamplingSettings) -> SamplingParams:

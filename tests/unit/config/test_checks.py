@@ -22,7 +22,6 @@ CORRECTION = "algorithm.rollout_correction"
     [
         # names that are not built
         ([f"{ROLLOUT}.name=sglang"], "is not built yet; allowed: vllm | hf", [f"{ROLLOUT}.name=hf"]),
-        (["trainer.max_staleness=1"], "only 0 is accepted", ["trainer.max_staleness=0"]),
         # batch sizes
         (
             ["data.train_batch_size=128"],

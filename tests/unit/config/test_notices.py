@@ -6,6 +6,7 @@ import pytest
 from tests.helpers.configs import WITH_PRM, build
 
 PROCESS = "reward_model.process_reward"
+AHEAD = ["trainer.device=cpu", "algorithm.rollout_correction.rollout_is=token"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,8 @@ PROCESS = "reward_model.process_reward"
             ["algorithm.adv_estimator=rloo", "algorithm.norm_adv_by_std_in_grpo=False"],
             "norm_adv_by_std_in_grpo=False: no effect with adv_estimator=rloo",
         ),
+        (["actor_rollout_ref.rollout.in_flight_update=keep"], "no effect with trainer.max_staleness=0"),
+        ([*AHEAD, "trainer.max_staleness=2"], "every weight sync waits for all batches ahead"),
         (["algorithm.gdpo.batch_norm=False"], "algorithm.gdpo: no effect with adv_estimator=grpo"),
         (["algorithm.group_filter.keep=2"], "algorithm.group_filter: no effect with name=none"),
         ([*WITH_PRM, "algorithm.adv_estimator=grpo_minform"], "PURE's scores are signed"),
@@ -51,3 +54,10 @@ def test_a_filter_makes_use_of_scores_that_have_no_weight() -> None:
 
 def test_an_ordinary_run_has_nothing_to_say() -> None:
     assert build(*WITH_PRM, "actor_rollout_ref.actor.use_kl_loss=True").notices() == []
+
+
+def test_a_rollout_that_gains_by_running_further_ahead_is_not_called_useless() -> None:
+    further = (*AHEAD, "trainer.max_staleness=2")
+    assert build(*AHEAD, "trainer.max_staleness=1").notices() == []
+    assert build(*further, "actor_rollout_ref.rollout.in_flight_update=keep").notices() == []
+    assert build(*further, "actor_rollout_ref.rollout.max_in_flight_groups=8").notices() == []

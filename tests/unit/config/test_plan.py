@@ -52,6 +52,31 @@ def test_roles_that_are_off_are_not_placed() -> None:
     assert roles == ["policy training", "rollout", "rule verifier"]
 
 
+SPLIT = (
+    "trainer.n_gpus_per_node=4",
+    "actor_rollout_ref.rollout.enable_resource_pool=True",
+    "actor_rollout_ref.rollout.nnodes=2",
+    "actor_rollout_ref.rollout.n_gpus_per_node=6",
+    "trainer.max_staleness=2",
+    "algorithm.rollout_correction.rollout_is=token",
+)
+
+
+def test_rollout_servers_with_a_pool_of_their_own(tmp_path: Path) -> None:
+    config = published(tmp_path, *SPLIT)
+    placement = place(config)
+    assert placement.num_devices == 4 + 12 + 2
+    assert (placement.rollout_servers, placement.rollout_nodes, placement.rollout_devices_per_node) == (6, 2, 6)
+    found = {role.role: (role.instances, role.devices_each, role.pool) for role in placement.roles}
+    assert found["rollout"] == (6, 2, "rollout") and found["policy training"] == (4, 1, "policy")
+    text = build_plan(config).text()
+    pools = "pool policy: 1 x 4 devices; pool rollout: 2 x 6 devices; pool prm: 1 x 2 devices; 18 in all"
+    assert pools in text and "vllm servers, TP 2, up to 2 step(s) ahead of the training" in text
+    assert "rollout server" in text and "while answering" not in text
+    # two batches of 32 x 6 responses at once, over 6 servers
+    assert "64 responses of full length" in text
+
+
 def test_a_prm_without_a_pool_is_one_replica_on_the_policy_s_devices() -> None:
     shared = ("reward_model.enable=True", "reward_model.model.path=org/prm", "reward_model.gpu_memory_utilization=0.3")
     placement = place(build(*shared))

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which devices each role gets, and the Ray cluster they come from.
 
-    policy pool   trainer.nnodes x trainer.n_gpus_per_node              policy ranks (one per device), rollout servers
+    policy pool   trainer.nnodes x trainer.n_gpus_per_node              policy ranks (one per device)
+    rollout pool  rollout.nnodes x rollout.n_gpus_per_node              rollout servers, when enable_resource_pool
     reward pool   reward_model.nnodes x reward_model.n_gpus_per_node    PRM replicas, when enable_resource_pool
 
+Rollout servers and PRM replicas without a pool of their own are in the policy's.
 On a machine without GPUs a device is one rank with one CPU.
 """
 
@@ -66,6 +68,9 @@ class ResourcePoolManager:
         self.device = device
         policy = ResourcePool("policy", config.trainer.nnodes, config.trainer.n_gpus_per_node, device)
         self._pools = {Role.ACTOR_ROLLOUT_REF: policy, Role.ROLLOUT_SERVER: policy}
+        rollout = config.actor_rollout_ref.rollout
+        if rollout.enable_resource_pool:
+            self._pools[Role.ROLLOUT_SERVER] = ResourcePool("rollout", *config.rollout_pool, device)
         if config.reward_model.enable:
             self._pools[Role.PROCESS_REWARD] = policy
             if config.reward_model.enable_resource_pool:

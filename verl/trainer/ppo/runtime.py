@@ -24,7 +24,14 @@ from verl.single_controller import RayWorkerGroup, WorkerSpec
 from verl.trainer.ppo.placement import ResourcePoolManager, Role, actor_environment, server_slots
 from verl.trainer.ppo.reward_setup import build_reward_loop, custom_function, prm_spec
 from verl.trainer.ppo.rollout_stream import RolloutStream, SubmitSettings
-from verl.trainer.serving import close_servers, engine_arguments, server_class, wait_until_started
+from verl.trainer.serving import (
+    close_servers,
+    engine_arguments,
+    server_class,
+    serving_slots,
+    spec_of_server,
+    wait_until_started,
+)
 from verl.utils.async_loop import BackgroundLoop
 from verl.utils.tokenizer import load_tokenizer
 from verl.workers.actor_rollout_ref import ActorRolloutRefWorker
@@ -92,10 +99,10 @@ def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: i
     pools = ResourcePoolManager(config, device)
     pools.acquire()
     stack.callback(pools.release)
-    # on the CPU ranks and engines load side by side; on a GPU an engine measures what memory the ranks leave
+    # side by side, unless they share a GPU: there an engine measures what memory the ranks leave
     prm_servers, prm_started = _start_prm_servers(config, pools, stack)
     actor = _start_actor(config, pools, stack)
-    starts_early = device == "cpu"
+    starts_early = device == "cpu" or config.actor_rollout_ref.rollout.enable_resource_pool
     if not starts_early:
         _init_actor(actor, config, total_training_steps)
     servers_by_node, started = _start_rollout_servers(config, pools, actor, stack)
@@ -138,6 +145,7 @@ def rollout_spec(config: PPOTrainerConfig, device: str) -> RolloutSpec:
         model_path=config.actor_rollout_ref.model.path,
         enable_sleep_mode=_sleeps(config, device),
         weight_sync=sync_backend(config, device),
+        in_flight_update=rollout.in_flight_update,
         seed=config.trainer.seed,
         trust_remote_code=config.actor_rollout_ref.model.trust_remote_code,
         **engine_arguments(rollout, data.max_prompt_length + data.max_response_length, device),
@@ -152,16 +160,22 @@ def sync_backend(config: PPOTrainerConfig, device: str) -> str:
         device: `cuda` or `cpu`.
 
     Returns:
-        `shared_memory` or `ipc`.
+        `ipc` where servers share the policy's GPUs, `nccl` where they have their own; on a CPU `shared_memory`, or
+        `gloo` where the servers have a pool and may be on another node. `hf` reads shared memory only.
     """
     rollout = config.actor_rollout_ref.rollout
     if rollout.weight_sync_backend != "auto":
         return rollout.weight_sync_backend
-    return "ipc" if device == "cuda" and rollout.name == "vllm" else "shared_memory"
+    if rollout.name != "vllm":
+        return "shared_memory"
+    if device == "cuda":
+        return "nccl" if rollout.enable_resource_pool else "ipc"
+    return "gloo" if rollout.enable_resource_pool else "shared_memory"
 
 
 def _sleeps(config: PPOTrainerConfig, device: str) -> bool:
-    return device == "cuda" and config.actor_rollout_ref.rollout.free_cache_engine
+    rollout = config.actor_rollout_ref.rollout
+    return device == "cuda" and rollout.free_cache_engine and not rollout.enable_resource_pool
 
 
 def _start_actor(config: PPOTrainerConfig, pools: ResourcePoolManager, stack: ExitStack) -> Any:
@@ -186,17 +200,19 @@ def _init_actor(actor: Any, config: PPOTrainerConfig, total_training_steps: int)
 def _start_rollout_servers(
     config: PPOTrainerConfig, pools: ResourcePoolManager, actor: Any, stack: ExitStack
 ) -> tuple[list[list[Any]], list[Any]]:
-    """Servers by node of the policy pool, and references that end when each has loaded its model."""
+    """Servers by node of their pool, and references that end when each has loaded its model."""
     pool, rollout = pools.pool_of(Role.ROLLOUT_SERVER), config.actor_rollout_ref.rollout
-    visible = [devices for _, devices in actor.node_devices()]
-    model = config.actor_rollout_ref.model
-    arguments = (rollout.name, rollout_spec(config, pools.device), model.tokenizer_path or model.path)
+    is_split = rollout.enable_resource_pool
+    # beside the policy a server is shown its ranks' devices; in a pool of its own Ray gives it some
+    visible = [] if is_split else [devices for _, devices in actor.node_devices()]
+    model, spec = config.actor_rollout_ref.model, rollout_spec(config, pools.device)
     by_node: list[list[Any]] = [[] for _ in range(pool.num_nodes)]
-    for slot in server_slots(pool, rollout.tensor_model_parallel_size):
-        ranks = [slot.node_index * pool.devices_per_node + device for device in slot.devices]
+    for index, slot in enumerate(serving_slots(rollout, pool)):
+        ranks = [] if is_split else [slot.node_index * pool.devices_per_node + device for device in slot.devices]
         devices = ",".join(visible[rank] for rank in ranks)
-        server = server_class(RolloutServer, pool, slot, devices).remote(*arguments)
-        by_node[slot.node_index].append(server)
+        server = server_class(RolloutServer, pool, slot, devices, len(slot.devices) if is_split else 0)
+        own_spec = spec_of_server(spec, rollout, index)
+        by_node[slot.node_index].append(server.remote(rollout.name, own_spec, model.tokenizer_path or model.path))
     servers = [server for node in by_node for server in node]
     stack.callback(close_servers, servers)
     return by_node, [server.start.remote() for server in servers]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from verl.config import PPOTrainerConfig
+from verl.config import ActorRolloutRefConfig, PPOTrainerConfig, RolloutConfig
 from verl.config.reward import RewardModelConfig
 from verl.config.trainer import TrainerConfig
 from verl.single_controller import ResourcePool
@@ -44,6 +44,22 @@ def test_the_prm_pool_adds_its_devices() -> None:
     assert (prm.num_nodes, prm.devices_per_node, prm.device) == (2, 2, "cuda")
     assert prm is not manager.pool_of(Role.ACTOR_ROLLOUT_REF)
     assert manager.num_devices() == 12 + 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_rollout_pool_adds_its_devices(device: str) -> None:
+    rollout = RolloutConfig(enable_resource_pool=True, nnodes=3, n_gpus_per_node=4)
+    config = PPOTrainerConfig(
+        actor_rollout_ref=ActorRolloutRefConfig(rollout=rollout),
+        trainer=TrainerConfig(nnodes=2, n_gpus_per_node=6),
+        reward_model=RewardModelConfig(enable=True),
+    )
+    manager = ResourcePoolManager(config, device)
+    policy, servers = manager.pool_of(Role.ACTOR_ROLLOUT_REF), manager.pool_of(Role.ROLLOUT_SERVER)
+    assert (policy.num_nodes, policy.devices_per_node) == (2, 6)
+    assert (servers.num_nodes, servers.devices_per_node, servers.device) == (3, 4, device)
+    assert manager.pool_of(Role.PROCESS_REWARD) is policy
+    assert manager.num_devices() == 12 + 12
 
 
 def test_a_prm_pool_without_a_prm_claims_nothing() -> None:
