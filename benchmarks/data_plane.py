@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from benchmarks.instant import instant_runtime, prompt_rows
+from benchmarks.instant import RepeatedRows, instant_runtime, prompt_rows
 from verl.config import PPOTrainerConfig
 from verl.config.hydra import load_config
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
@@ -81,10 +81,10 @@ def time_steps(sequences: int, arguments: argparse.Namespace) -> dict[str, Any]:
     stages: dict[str, list[float]] = {name: [] for name in STAGES}
     try:
         tracker: Any = None
-        trainer = RayPPOTrainer(config, instant_runtime(config, loop), None, None, tracker)
+        trainer = RayPPOTrainer(config, instant_runtime(config, loop), RepeatedRows(rows), None, tracker)
         for repeat in range(arguments.repeats + 1):
             started_s = time.perf_counter()
-            trainer.train_step(rows)
+            trainer.train_step()
             if repeat == 0:
                 continue  # the first one warms up
             seconds.append(time.perf_counter() - started_s)

@@ -8,7 +8,8 @@ unpickled, as Ray does with them.
 from __future__ import annotations
 
 import pickle
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,7 @@ class InstantServer:
         """
         self._kinds = [_response(length) for length in draw_lengths("tail", _NUM_KINDS, longest)]
         self._given = 0
+        self.policy_version = 0
 
     @property
     def generate_group(self) -> InstantServer:
@@ -67,19 +69,21 @@ class InstantServer:
         for index in range(request.num_responses):
             generation, text, starts = self._kinds[self._given % _NUM_KINDS]
             self._given += 1
+            generation = replace(generation, policy_version=self.policy_version)
             yield _value(RolloutOutput(request.uid, index, generation, text, starts))
 
 
 class InstantActor:
     """A policy worker group: splits, ships and joins batches as the real one; its ranks answer with zeros."""
 
-    def __init__(self, dp_size: int) -> None:
+    def __init__(self, dp_size: int, servers: Sequence[InstantServer]) -> None:
         """Take the size.
 
         Args:
             dp_size: Data-parallel ranks.
+            servers: Get the policy's version with its weights.
         """
-        self.dp_size = dp_size
+        self.dp_size, self._servers = dp_size, servers
         self._shares = [DataShare(rank, dp_size) for rank in range(dp_size)]
 
     def compute_log_prob(self, batch: DataProto) -> DataProto:
@@ -99,6 +103,8 @@ class InstantActor:
 
     def sync_weights(self, version: int, verify: bool) -> list[SyncReport]:
         """See `ActorRolloutRefWorker.sync_weights`."""
+        for server in self._servers:
+            server.policy_version = version
         return [SyncReport(version, 1, 1, 1.0, 0.0, verify)] * self.dp_size
 
     def _ship(self, batch: DataProto) -> list[DataProto]:
@@ -145,7 +151,7 @@ def instant_runtime(config: PPOTrainerConfig, loop: BackgroundLoop) -> Any:
     dispatcher = spread_over(replicas, DispatchSettings()) if reward.enable else None
     reward_loop = RewardLoop(InstantVerifier(), manager, dispatcher, LoopSettings())
     return SimpleNamespace(
-        actor=InstantActor(trainer.num_devices),
+        actor=InstantActor(trainer.num_devices, servers),
         servers=servers,
         prm_servers=replicas if reward.enable else [],
         stream=RolloutStream(servers, timeout_s=_TIMEOUT_S),
@@ -158,6 +164,26 @@ def instant_runtime(config: PPOTrainerConfig, loop: BackgroundLoop) -> Any:
         sleep_servers=lambda: None,
         wake_servers=lambda: None,
     )
+
+
+class RepeatedRows:
+    """A data loader whose every batch is the same."""
+
+    def __init__(self, rows: dict[str, list[Any]]) -> None:
+        """Take the batch.
+
+        Args:
+            rows: Of `prompt_rows`.
+        """
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, list[Any]]]:
+        """Hand out an epoch of one batch."""
+        yield self._rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `StatefulDataLoader.state_dict`."""
+        return {}
 
 
 def shipped(batch: DataProto) -> DataProto:
@@ -197,7 +223,7 @@ def _response(num_tokens: int) -> tuple[Generation, str, np.ndarray]:
         token_ids=[5] * num_tokens,
         log_probs=[-0.5] * num_tokens,
         finish_reason="stop",
-        policy_version=1,
+        policy_version=0,
     )
     starts = np.minimum(np.arange(num_tokens, dtype=np.int64) * 3, len(text) - 1)
     return generation, text, starts

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from recipe.miniature.data import Sizes, build, write
 from recipe.miniature.models import save
@@ -67,6 +71,19 @@ def with_prm(assets: Path) -> list[str]:
         f"reward_model.model.path={assets}/prm_init",
         "algorithm.adv_estimator=grpo_ps",
     ]
+
+
+def train(arguments: list[str], timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+    """Run `main_ppo` in a process of its own, with a Ray cluster of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics or rollouts."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _write_probe(prm: Path) -> None:

@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny_run import make_assets, run_arguments, with_prm
+from tests.helpers.tiny_run import make_assets, read_rows, run_arguments, train, with_prm
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -23,17 +18,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_assets(tmp_path_factory.mktemp("assets"))
-
-
-def train(arguments: list[str], timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -154,11 +154,12 @@ class RewardLoop:
         self._manager = manager
         self._score_steps = score_steps
         self._settings = settings
+        self._described: dict[str, int] | None = None
 
     def open_batch(
         self, uids: Sequence[str], group_size: int, on_group: Callable[[ScoredGroup], None] | None = None
     ) -> BatchScoring:
-        """Begin a batch.
+        """Begin a batch; several may be open at once, and what is counted falls to the one that ends next.
 
         Args:
             uids: Its groups.
@@ -166,10 +167,12 @@ class RewardLoop:
             on_group: Called on the event loop with each group when all its responses are scored.
         """
         verifier = self.open_verifier(uids, group_size)
-        totals_before = self.totals()
+        if self._described is None:
+            self._described = self.totals()
 
         def describe(scored: Sequence[ScoredResponse], num_tokens: Sequence[int]) -> dict[str, float]:
-            return self.metrics(scored, num_tokens) | count_metrics(totals_before, self.totals())
+            before, self._described = self._described or {}, self.totals()
+            return self.metrics(scored, num_tokens) | count_metrics(before, self._described)
 
         rules = GroupRules(partial(self._score, verifier), self.settle_group, describe)
         return BatchScoring(rules, uids, group_size, on_group)

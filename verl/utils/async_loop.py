@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+_GOODBYE_S = 1.0
+"""What cancelled coroutines are given to end, of the time that `close` waits for the thread."""
+
 
 class BackgroundLoop:
     """Runs coroutines while the calling thread does something else.
@@ -65,9 +68,18 @@ class BackgroundLoop:
             raise
 
     def close(self) -> None:
-        """Stop the loop and its thread; unfinished coroutines are dropped, later ones refused with a RuntimeError."""
+        """Stop the loop and its thread; unfinished coroutines are cancelled, later ones refused with a RuntimeError."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            asyncio.run_coroutine_threadsafe(self._cancel_and_stop(), self._loop)
             self._thread.join(timeout=5)
         if not self._thread.is_alive():
             self._loop.close()
+
+    async def _cancel_and_stop(self) -> None:
+        """Let every coroutine end by its own `finally`, as far as it does so at once."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=_GOODBYE_S)
+        self._loop.stop()

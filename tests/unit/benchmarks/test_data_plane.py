@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.data_plane import growth_exponent, measure, parse, show, step_config
-from benchmarks.instant import instant_runtime, prompt_rows, shipped
+from benchmarks.instant import RepeatedRows, instant_runtime, prompt_rows, shipped
 from verl.protocol import DataProto
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.utils.async_loop import BackgroundLoop
@@ -29,8 +29,9 @@ def test_a_step_is_a_real_one() -> None:
     config = step_config(8, parse([*SMALL, "--sizes", "8", "16"]))
     loop = BackgroundLoop("test")
     try:
-        trainer = RayPPOTrainer(config, instant_runtime(config, loop), None, None, None)
-        metrics = trainer.train_step(prompt_rows(4, 4))
+        rows = RepeatedRows(prompt_rows(4, 4))
+        trainer = RayPPOTrainer(config, instant_runtime(config, loop), rows, None, None)
+        metrics = trainer.train_step()
     finally:
         loop.close()
     assert metrics["reward/accuracy/mean"] == 0.5

@@ -547,6 +547,37 @@ def test_a_batch_counts_only_what_happened_in_it():
     assert metrics["prm/cache_hits/share"] == 0.0
 
 
+def test_what_happened_while_several_batches_were_open_is_counted_once():
+    totals = {"retries": 5, "alive": 2}
+
+    class CountingScorer(TableScorer):
+        async def __call__(self, request):
+            totals["retries"] += 1
+            return await super().__call__(request)
+
+    async def go():
+        manager = get_reward_manager_cls("naive")(ManagerSettings())
+        reward_loop = RewardLoop(Verifier(), manager, CountingScorer({}), LoopSettings(), lambda: totals)
+        batches = {uid: reward_loop.open_batch([uid], size) for uid, size in (("a", 3), ("b", 1), ("c", 2))}
+        for uid, size in (("b", 1), ("a", 3)):
+            for index in range(size):
+                batches[uid].submit(item("good", uid, index))
+        first = await batches["a"].finish()
+        batches["c"].submit(item("good", "c", 0))
+        second = await batches["b"].finish()
+        batches["c"].submit(item("good", "c", 1))
+        return [first, second, await batches["c"].finish()]
+
+    scored = asyncio.run(go())
+    assert [set(batch.by_response) for batch in scored] == [
+        {("a", 0), ("a", 1), ("a", 2)},
+        {("b", 0)},
+        {("c", 0), ("c", 1)},
+    ]
+    counted = [batch.metrics["prm/retries/count"] for batch in scored]
+    assert counted[0] == 4.0 and sum(counted) == 6.0 == totals["retries"] - 5
+
+
 def test_the_prm_is_told_how_many_tokens_a_response_has():
     scorer = TableScorer({})
     run([item("good")], scorer)

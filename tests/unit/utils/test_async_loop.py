@@ -72,8 +72,21 @@ def test_time_out_cancels_the_coroutine(loop: BackgroundLoop) -> None:
 
 def test_close_ends_the_thread_even_with_work_left() -> None:
     loop = BackgroundLoop("test-close")
-    loop.submit(asyncio.Event().wait())
+    ended: list[str] = []
+
+    async def wait(polite: bool) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+            await asyncio.sleep(0 if polite else 3600)
+            ended.append("ended")
+
+    loop.submit(wait(polite=True))
+    loop.submit(wait(polite=False))
+    loop.run(asyncio.sleep(0))
     loop.close()
+    assert ended == ["cancelled", "cancelled", "ended"]
     assert "test-close" not in {thread.name for thread in threading.enumerate()}
     loop.close()  # twice is allowed
     late = asyncio.sleep(0)

@@ -4,14 +4,14 @@
     prompts -> rollout -------------------> old and ref log-probs -> reward -> advantage -> update -> weight sync
                   \\-> rule and PRM scores, response by response ----/
 
-Scores start when a response ends and are joined in the reward stage; nothing else is concurrent. The trainer talks to
-worker groups and servers; it knows no engine. New behaviour belongs inside a stage, not into the loop.
+Scores start when a response ends and are joined in the reward stage; with `trainer.max_staleness` the rollouts of the
+next steps run beside all of it (`rollout_ahead`). Nothing else is concurrent. The trainer talks to worker groups and
+servers; it knows no engine. New behaviour belongs inside a stage, not into the loop.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_entropy_
 from verl.trainer.ppo.placement import ResourcePoolManager, Role
 from verl.trainer.ppo.prompts import group_requests, prompt_batch
 from verl.trainer.ppo.reward_stage import RewardStage, responses_of, without_rows
+from verl.trainer.ppo.rollout_ahead import AheadSettings, RolloutAhead
 from verl.trainer.ppo.rollout_correction import RolloutCorrection
 from verl.trainer.ppo.rollout_dump import dump_rollouts
 from verl.trainer.ppo.rollout_stage import RolloutStage
 from verl.trainer.ppo.runtime import Runtime
 from verl.trainer.ppo.skipped_steps import SkippedSteps
-from verl.trainer.ppo.sync_proof import check_proof, compare_log_probs
+from verl.trainer.ppo.sync_proof import check_proof, compare_log_probs, sync_metrics
 from verl.trainer.ppo.validation import Validator
 from verl.utils.timing import StageTimer
 from verl.utils.tracking import Tracker
@@ -80,12 +81,17 @@ class RayPPOTrainer:
         self.timer = StageTimer()
         self.folders = CheckpointFolders(config.trainer)
         self.validator = Validator(config, runtime.loop, runtime.stream, runtime.reward_loop)
-        self.rollout_stage = RolloutStage(config, runtime)
-        self.correction = RolloutCorrection(config.algorithm.rollout_correction)
+        ahead = AheadSettings(
+            config.trainer.max_staleness,
+            self.total_steps,
+            config.actor_rollout_ref.rollout.in_flight_update == "keep",
+        )
+        stage = RolloutStage(config, runtime)
+        self.rollouts = RolloutAhead(stage, runtime.stream, runtime.loop, train_loader, ahead)
+        self.correction = RolloutCorrection(config.algorithm.rollout_correction, config.needs_old_log_probs)
         self.reward_stage = RewardStage(config)
         self.skipped_steps = SkippedSteps(config.trainer.max_skipped_steps)
         self.alarms = AlarmBoard(alarm_rules(config.reward_model.alarms, config.reward_model.process_reward.mode))
-        self._batches = self._endless_batches()
 
     # ---- the loop ----
 
@@ -102,28 +108,17 @@ class RayPPOTrainer:
         last_val = self._validate_and_track() if trainer.val_before_train else {}
         if trainer.val_only:
             return last_val
-        while self.global_steps < self.total_steps:
-            metrics = self.train_step(next(self._batches))
-            alarms = self.alarms.check(self.global_steps, metrics)
-            metrics |= self.alarms.metrics() | self.skipped_steps.count(metrics)
-            is_last = self.global_steps == self.total_steps
-            if self.val_loader is not None and (is_last or _is_due(self.global_steps, trainer.test_freq)):
-                last_val = self._validate()
-                metrics |= last_val
-            if (is_last and trainer.save_freq != 0) or _is_due(self.global_steps, trainer.save_freq):
-                metrics |= self._save()
-            self.tracker.write(self.global_steps, metrics)
-            self.alarms.raise_for(alarms)
-            self.skipped_steps.raise_if_stuck()
+        try:
+            while self.global_steps < self.total_steps:
+                last_val = self._step_and_what_follows() or last_val
+        finally:
+            self.rollouts.cancel()
         if trainer.export_hf:
             self.runtime.actor.export_hf(str(self.hf_dir))
         return last_val
 
-    def train_step(self, rows: Mapping[str, list[Any]]) -> dict[str, float]:
+    def train_step(self) -> dict[str, float]:
         """One training step.
-
-        Args:
-            rows: `data.train_batch_size` prompt rows.
 
         Returns:
             Metrics.
@@ -132,7 +127,7 @@ class RayPPOTrainer:
         self.timer = timer = StageTimer()
         with timer("step"):
             with timer("gen"):
-                batch, scoring = self.rollout_stage.run(rows, self.global_steps)
+                batch, scoring, metrics = self.rollouts.take(self.global_steps, self.policy_version)
             with timer("old_log_prob"):
                 batch = batch.union(self.correction.old_log_probs(batch, self.runtime.actor))
             with timer("ref"):
@@ -141,8 +136,8 @@ class RayPPOTrainer:
                 with timer("wait_for_scores"):
                     scores = scoring.result()
                 batch = batch.union(self.reward_stage.score_columns(batch, scores, self.global_steps))
-                rewards, metrics = self.reward_stage.place(batch, self.global_steps)
-                batch = batch.union(rewards)
+                rewards, placed = self.reward_stage.place(batch, self.global_steps)
+                batch, metrics = batch.union(rewards), metrics | placed
             with timer("adv"):
                 beta = self.reward_stage.beta(self.global_steps)
                 batch = batch.union(compute_advantage(batch, self.config.algorithm, beta))
@@ -151,7 +146,7 @@ class RayPPOTrainer:
                 metrics |= self.runtime.actor.update_actor(used)[0]
             with timer("update_weights"):
                 metrics |= self._sync_weights(verify=False)
-        return {**metrics, **scores.metrics, **self._report(batch, scores)}
+        return {**metrics, **scores.metrics, **self._report(batch, scores), **self.correction.metrics(batch, metrics)}
 
     # ---- stages ----
 
@@ -162,21 +157,37 @@ class RayPPOTrainer:
         return self.runtime.actor.compute_ref_log_prob(batch)
 
     def _sync_weights(self, verify: bool) -> dict[str, float]:
-        """Stage 8: the rollout servers get the new weights."""
+        """Stage 8: the rollout servers get the new weights, once the responses in flight are complete or frozen."""
         self.policy_version += 1
+        verify = verify or _is_due(self.policy_version, self.config.actor_rollout_ref.rollout.weight_sync_verify_every)
         self.runtime.wake_servers()
+        with self.timer("wait_for_in_flight"):
+            self.rollouts.hold()
         try:
             reports = self.runtime.actor.sync_weights(self.policy_version, verify)
         except WeightSyncFailedError as error:  # the cause is the rank's error without Ray's remote traceback
             what = getattr(error, "cause", None) or error
             raise WeightSyncFailedError(f"{what}. {self.folders.restart_hint()}") from error
-        sent = max(reports, key=lambda report: report.num_bytes)
-        if verify:
-            found = "digests of all tensors agree" if sent.digests_compared else "this backend compares no digests"
-            logger.info("weight sync of %d tensors: %s", sent.num_tensors, found)
-        return {"weight_sync/bytes/sum": float(sent.num_bytes), "weight_sync/bytes_per_s": sent.bytes_per_s}
+        self.rollouts.resume()
+        return sync_metrics(reports)
 
     # ---- around the step ----
+
+    def _step_and_what_follows(self) -> dict[str, float]:
+        """A training step, then validation, checkpoint and alarms where due; gives the validation's metrics if any."""
+        trainer, val_metrics = self.config.trainer, {}
+        metrics = self.train_step()
+        alarms = self.alarms.check(self.global_steps, metrics)
+        metrics |= self.alarms.metrics() | self.skipped_steps.count(metrics)
+        is_last = self.global_steps == self.total_steps
+        if self.val_loader is not None and (is_last or _is_due(self.global_steps, trainer.test_freq)):
+            val_metrics = self._validate()
+        if (is_last and trainer.save_freq != 0) or _is_due(self.global_steps, trainer.save_freq):
+            metrics |= self._save()
+        self.tracker.write(self.global_steps, metrics | val_metrics)
+        self.alarms.raise_for(alarms)
+        self.skipped_steps.raise_if_stuck()
+        return val_metrics
 
     def _prove_weight_sync(self) -> None:
         """Compare log-probs of servers and trainer on a few short responses from every server; raises on a mismatch."""
@@ -223,11 +234,11 @@ class RayPPOTrainer:
         step_s = self.timer.seconds["step"]
         return {
             **compute_data_metrics(batch, self.config.data.max_response_length),
-            **self.correction.metrics(batch),
             **compute_entropy_metrics(batch),
             **compute_throughput_metrics(batch, step_s, self.runtime.num_devices),
             **self.timer.as_metrics(),
             "reward/exposed/share": self.timer.seconds["wait_for_scores"] / step_s,
+            "rollout/exposed/share": (self.timer.seconds["gen"] + self.timer.seconds["wait_for_in_flight"]) / step_s,
             "trainer/policy_version": float(self.policy_version),
         }
 
@@ -247,7 +258,7 @@ class RayPPOTrainer:
                 "kl_coef": self.reward_stage.kl_controller.value,
                 "alarms": self.alarms.state_dict(),
             }
-            write_trainer_state(folder, state, self.train_loader.state_dict())
+            write_trainer_state(folder, state, self.rollouts.data_state())
             logger.info("checkpoint written: %s", self.folders.commit(self.global_steps))
         return timer.as_metrics()
 
@@ -264,10 +275,6 @@ class RayPPOTrainer:
         self.train_loader.load_state_dict(data_state)
         self.runtime.actor.load_checkpoint(str(folder))
         logger.info("resumed from %s at training step %d", folder, self.global_steps)
-
-    def _endless_batches(self) -> Any:
-        while True:
-            yield from self.train_loader
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -62,6 +62,7 @@ def _row(step: int, batch: DataProto, row: int, record: ScoredResponse) -> dict[
         "flags": list(record.flags),
         "finish_reason": objects["finish_reason"][row],
         "num_tokens": int(mask.sum()),
+        "policy_version": int(columns["policy_version"][row]),
         "reward": float(columns["token_level_rewards"][row].sum()),
         "advantage_mean": float(columns["advantages"][row][mask].mean()) if bool(mask.any()) else 0.0,
     }

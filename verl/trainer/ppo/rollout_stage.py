@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stages 1 to 3 of a training step: prompts to responses, every finished one sent to the scorers at once.
 
-consumes   prompt rows of the data loader
-produces   the batch of prompts and responses, and the scores that are still being made
-waits for  the rollout servers
+consumes   prompt rows of the data loader (`RolloutStage.start`)
+produces   the batch of prompts and responses, and the scores that are still being made (`PendingRollout.result`)
+waits for  the rollout servers; between start and result nobody does
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from verl.algorithms.registry import adv_estimator_columns
 from verl.config import PPOTrainerConfig
 from verl.protocol import DataProto
-from verl.rewards.loop import RewardFailedError, ScoredBatch
+from verl.rewards.loop import BatchScoring, RewardFailedError, ScoredBatch
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import RolloutOutput, to_batch
 from verl.trainer.ppo.balancing import balanced_order, sequence_lengths
@@ -27,11 +27,67 @@ from verl.workers.rollout_server import GroupRequest
 _GREEDY = "greedy"
 
 
+class PendingRollout:
+    """A batch whose responses are being sampled, and scored as they end."""
+
+    def __init__(
+        self,
+        training_step: int,
+        runtime: Runtime,
+        sampling: Future[list[list[RolloutOutput]]],
+        scoring: BatchScoring,
+        collect: Callable[[list[list[RolloutOutput]]], DataProto],
+    ) -> None:
+        """Take what was started; `RolloutStage.start` does.
+
+        Args:
+            training_step: In which the batch will be trained on.
+            runtime: The event loop, and the servers that go to sleep when the responses are there.
+            sampling: The responses.
+            scoring: Their scores.
+            collect: Makes the batch of the responses.
+        """
+        self.training_step = training_step
+        self._runtime, self._sampling, self._scoring, self._collect = runtime, sampling, scoring, collect
+
+    def result(self) -> tuple[DataProto, Future[ScoredBatch]]:
+        """Wait for the responses.
+
+        Returns:
+            [S = B * G] rows with the columns of stages 1 and 2 and `sample_index`, dealt to the ranks; and the scores,
+            ready when the last response is scored.
+
+        Raises:
+            RewardFailedError: A response has no score, and `on_error=stop`.
+            RuntimeError: Not all responses came; the message names the training step.
+        """
+        try:
+            outputs = self._sampling.result()
+        except RuntimeError as error:
+            if isinstance(error.__cause__, RewardFailedError):  # `submit` says so while others still generate
+                raise error.__cause__ from None
+            raise RuntimeError(f"batch of training step {self.training_step}: {error}") from error
+        self._runtime.sleep_servers()
+        return self._collect(outputs), self._runtime.loop.submit(self._scoring.finish())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `result` would raise at once."""
+        sampling = self._sampling
+        return sampling.done() and (sampling.cancelled() or sampling.exception() is not None)
+
+    def cancel(self) -> None:
+        """Give up sampling and scoring."""
+        self._sampling.cancel()
+        self._runtime.loop.submit(_cancel(self._scoring))
+
+
 class RolloutStage:
     """Samples the responses of a training step.
 
     Example:
-        >>> batch, scoring = RolloutStage(config, runtime).run(rows, training_step=1)
+        >>> pending = RolloutStage(config, runtime).start(rows, training_step=1)
+        >>> batch, scoring = pending.result()
     """
 
     def __init__(self, config: PPOTrainerConfig, runtime: Runtime) -> None:
@@ -53,16 +109,15 @@ class RolloutStage:
         )
         self._wants_greedy = "reward_baselines" in adv_estimator_columns(config.algorithm.adv_estimator)
 
-    def run(self, rows: Mapping[str, list[Any]], training_step: int) -> tuple[DataProto, Future[ScoredBatch]]:
-        """Sample G responses per prompt, and a greedy one where the estimator compares with it (ReMax).
+    def start(self, rows: Mapping[str, list[Any]], training_step: int) -> PendingRollout:
+        """Ask for G responses per prompt, and a greedy one where the estimator compares with it (ReMax).
 
         Args:
             rows: `data.train_batch_size` prompt rows.
-            training_step: For names.
+            training_step: In which they will be trained on.
 
         Returns:
-            [S = B * G] rows with the columns of stages 1 and 2 and `sample_index`, dealt to the ranks; and the scores,
-            ready when the last response is scored. A greedy response is scored as member G of its group and is no row.
+            The batch in the making. A greedy response is scored as member G of its group and is no row.
         """
         runtime, group_size = self._runtime, self._group_size
         prompts = prompt_batch(rows, f"step{training_step}", runtime.pad_token_id)
@@ -76,19 +131,18 @@ class RolloutStage:
                 output = replace(output, uid=greedy[output.uid].uid, index=group_size)
             scoring.submit(reward_input(output, by_uid[output.uid]))
 
+        def collect(outputs: list[list[RolloutOutput]]) -> DataProto:
+            outputs = outputs[: len(requests)]
+            batch = to_batch(prompts, outputs, runtime.pad_token_id)
+            places = [output.index for group in outputs for output in group]
+            batch.non_tensor_batch["sample_index"] = as_objects(places)
+            return self._balance(batch)
+
         runtime.wake_servers()
         wanted = [*requests, *(_as_greedy(uid, request) for uid, request in greedy.items())]
         hold = not self._config.reward_model.overlap_rollout
-        try:
-            outputs = runtime.loop.run(runtime.stream.generate(wanted, submit, hold))[: len(requests)]
-        except RuntimeError as error:
-            if isinstance(error.__cause__, RewardFailedError):  # `submit` says so while others still generate
-                raise error.__cause__ from None
-            raise
-        runtime.sleep_servers()
-        batch = to_batch(prompts, outputs, runtime.pad_token_id)
-        batch.non_tensor_batch["sample_index"] = as_objects([output.index for group in outputs for output in group])
-        return self._balance(batch), runtime.loop.submit(scoring.finish())
+        sampling = runtime.loop.submit(runtime.stream.generate(wanted, submit, hold))
+        return PendingRollout(training_step, runtime, sampling, scoring, collect)
 
     def _greedy_requests(self, requests: list[GroupRequest]) -> dict[str, GroupRequest]:
         """The request each greedy answer belongs to, by the name the greedy one goes by on the servers."""
@@ -101,6 +155,10 @@ class RolloutStage:
             return batch
         rows = self._config.actor_rollout_ref.actor.ppo_mini_batch_size * self._group_size
         return batch.reorder(balanced_order(sequence_lengths(batch).numpy(), dp_size, rows))
+
+
+async def _cancel(scoring: BatchScoring) -> None:
+    scoring.cancel()  # its tasks belong to the loop's thread
 
 
 def _as_greedy(uid: str, request: GroupRequest) -> GroupRequest:

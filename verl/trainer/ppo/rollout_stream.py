@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups out to the rollout servers, responses back one by one. Knows no reward and no engine.
 
-consumes   group requests (one prompt, G responses each)
+consumes   group requests (one prompt, G responses each), from several callers at once
 produces   every response at the moment it is complete (`on_response`), and all of them in the order of the prompts
-waits for  the rollout servers, up to `timeout_s`
+waits for  the rollout servers, up to `timeout_s`; for `resume` while it is paused
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ class SubmitSettings:
     """When groups are handed to the servers.
 
     Args:
-        longest_first: Start the groups whose prompts had the longest responses so far before the others, so that no
-            long one begins when the rest is done.
+        longest_first: Start the groups whose responses are expected to be the longest before the others, so that no
+            long one begins when the rest is done: as the data state, else as they were so far.
         max_in_flight_groups: Most groups that a server has at once; 0 = all that come to it.
     """
 
@@ -62,6 +63,28 @@ class RolloutStream:
         self._groups = [0] * len(self._servers)
         self._submit, self._lengths = submit, LengthMemory()
         self._timeout_s, self._timeout_key = timeout_s, timeout_key
+        limit = submit.max_in_flight_groups
+        # one for all callers, so that a batch ahead waits behind the groups of the one before it
+        self._slots: AbstractAsyncContextManager[Any] = (
+            asyncio.Semaphore(limit * len(self._servers)) if limit else nullcontext()
+        )
+        self._is_open, self._is_idle = asyncio.Event(), asyncio.Event()
+        self._is_open.set()
+        self._is_idle.set()
+
+    async def pause(self, until_idle: bool) -> None:
+        """Hand no further groups to the servers before `resume`; callers of `generate` wait, and notice nothing.
+
+        Args:
+            until_idle: Return when the groups that the servers have are complete (or given up by their caller).
+        """
+        self._is_open.clear()
+        if until_idle:
+            await self._is_idle.wait()
+
+    async def resume(self) -> None:
+        """Hand over groups again."""
+        self._is_open.set()
 
     async def generate(
         self, requests: Sequence[GroupRequest], on_response: OnResponse, hold: bool = False
@@ -81,20 +104,20 @@ class RolloutStream:
         """
         held: list[RolloutOutput] = []
         take = held.append if hold else on_response
-        slots = self._slots(len(requests))
         started = {
-            place: asyncio.create_task(self._generate_group(requests[place], take, slots))
-            for place in self._order(requests)
+            place: asyncio.create_task(self._generate_group(requests[place], take)) for place in self._order(requests)
         }
         tasks = [started[place] for place in range(len(requests))]
-        done, pending = await asyncio.wait(tasks, timeout=self._timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        try:
+            done, pending = await asyncio.wait(tasks, timeout=self._timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        finally:  # also when the caller is cancelled; one that is done takes no notice
+            for task in tasks:
+                task.cancel()
         failed = next((task for task in done if task.exception() is not None), None)
         if failed is None and not pending:
             for output in held:
                 on_response(output)
             return [task.result() for task in tasks]
-        for task in pending:
-            task.cancel()
         if failed is not None:
             raise RuntimeError(f"rollout failed: {failed.exception()}") from failed.exception()
         missing = [request.uid for request, task in zip(requests, tasks, strict=True) if task in pending]
@@ -108,17 +131,13 @@ class RolloutStream:
         places = list(range(len(requests)))
         if not self._submit.longest_first:
             return places
-        return sorted(places, key=lambda place: -self._lengths.expected(requests[place].prompt_token_ids))
+        expected = [self._lengths.expected(each.prompt_token_ids, each.expected_tokens) for each in requests]
+        return sorted(places, key=lambda place: -expected[place])
 
-    def _slots(self, num_requests: int) -> asyncio.Semaphore:
-        """One slot per group that may be in flight; while one is free, so is a place on some server."""
-        limit = self._submit.max_in_flight_groups
-        return asyncio.Semaphore(limit * len(self._servers) if limit else max(1, num_requests))
-
-    async def _generate_group(
-        self, request: GroupRequest, on_response: OnResponse, slots: asyncio.Semaphore
-    ) -> list[RolloutOutput]:
-        async with slots:
+    async def _generate_group(self, request: GroupRequest, on_response: OnResponse) -> list[RolloutOutput]:
+        async with self._slots:  # while one is free, so is a place on some server
+            while not self._is_open.is_set():  # it may be paused again before this task gets its turn
+                await self._is_open.wait()
             outputs = await self._generate_on(self._next_server(), request, on_response)
         if self._submit.longest_first:
             longest = max(len(output.generation.token_ids) for output in outputs)
@@ -134,6 +153,7 @@ class RolloutStream:
     async def _generate_on(self, server: int, request: GroupRequest, on_response: OnResponse) -> list[RolloutOutput]:
         self._owed[server] += request.num_responses
         self._groups[server] += 1
+        self._is_idle.clear()
         outputs: list[RolloutOutput] = []
         try:
             stream = self._servers[server].generate_group.options(num_returns="streaming").remote(request)
@@ -145,4 +165,6 @@ class RolloutStream:
         finally:
             self._owed[server] -= request.num_responses - len(outputs)
             self._groups[server] -= 1
+            if not any(self._groups):
+                self._is_idle.set()
         return sorted(outputs, key=lambda output: output.index)

@@ -24,6 +24,7 @@ def batch() -> DataProto:
             "token_level_scores": torch.tensor([[0.0, 0.25, 0.0, 1.5, 0.0], [0.0, -1.0, 0.0, 0.0, 0.0]]),
             "token_level_rewards": torch.tensor([[0.0, 0.25, 0.0, 1.25, 0.0], [0.0, -1.0, 0.0, 0.0, 0.0]]),
             "advantages": torch.tensor([[1.0, 2.0, 3.0, 6.0, 99.0], [-1.0, -1.0, 99.0, 99.0, 99.0]]),
+            "policy_version": torch.tensor([4, 5]),
         },
         non_tensors={
             "response_text": [TEXT, "no"],
@@ -89,6 +90,7 @@ def test_a_row_holds_the_response_with_its_steps(tmp_path: Path) -> None:
         "flags": ["windowed"],
         "finish_reason": "stop",
         "num_tokens": 4,
+        "policy_version": 4,
         "reward": 1.5,
         "advantage_mean": 3.0,
     }

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from tests.helpers.rollouts import FakeServer
+from tests.helpers.rollouts import FakeServer, GatedServer
 from verl.rollout.base import SamplingSettings
 from verl.rollout.to_batch import RolloutOutput
 from verl.trainer.ppo.rollout_stream import RolloutStream, SubmitSettings
@@ -133,6 +134,19 @@ def test_prompts_with_the_longest_responses_so_far_are_submitted_first() -> None
     assert asyncio.run(run()) == ["long", "middle", "short"]
 
 
+def test_lengths_that_the_data_state_order_the_first_rollout_too() -> None:
+    async def run() -> list[str]:
+        server = FakeServer(lambda request, index: "x" * 5)
+        stream = RolloutStream([server], 30.0, submit=SubmitSettings(longest_first=True))
+        await stream.generate([prompt("seen", 5)], lambda output: None)  # 5 tokens and an EOS
+        requests = [prompt("new", 1), prompt("seen", 5)]
+        requests += [replace(prompt("long", 2), expected_tokens=90.0), replace(prompt("short", 3), expected_tokens=2)]
+        await stream.generate(requests, lambda output: None)
+        return [r.uid for r in server.requests[1:]]
+
+    assert asyncio.run(run()) == ["long", "new", "seen", "short"]
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_no_server_has_more_groups_than_it_may(limit: int) -> None:
     in_flight = {0: 0, 1: 0}
@@ -157,3 +171,75 @@ def test_no_server_has_more_groups_than_it_may(limit: int) -> None:
     assert [group[0].uid for group in outputs] == [r.uid for r in requests]
     assert max(most.values()) == limit
     assert all(server.requests for server in servers)
+
+
+def test_two_rollouts_at_once_share_the_limit_and_the_first_goes_first() -> None:
+    async def run() -> list[str]:
+        servers = [GatedServer(), GatedServer()]
+        stream = RolloutStream(servers, 30.0, submit=SubmitSettings(max_in_flight_groups=2))
+        first = asyncio.create_task(stream.generate([request(f"a{n}") for n in range(5)], lambda output: None))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(stream.generate([request(f"b{n}") for n in range(5)], lambda output: None))
+        await asyncio.gather(first, second)
+        assert [server.most_in_flight for server in servers] == [2, 2]
+        return [each.uid[0] for server in servers for each in server.requests]
+
+    order = asyncio.run(run())
+    assert sorted(order) == ["a"] * 5 + ["b"] * 5
+
+
+def test_paused_it_hands_over_nothing_and_resumed_everything() -> None:
+    async def run() -> None:
+        server = GatedServer()
+        server.closed = {"a"}
+        stream = RolloutStream([server], 30.0)
+        first = asyncio.create_task(stream.generate([request("a")], lambda output: None))
+        await asyncio.sleep(0.01)
+        await stream.pause(until_idle=False)
+        second = asyncio.create_task(stream.generate([request("b")], lambda output: None))
+        idle = asyncio.create_task(stream.pause(until_idle=True))
+        await asyncio.sleep(0.05)
+        assert not idle.done() and [each.uid for each in server.requests] == ["a"]
+        server.closed = set()
+        await asyncio.wait_for(asyncio.gather(idle, first), 20)
+        assert not second.done() and [each.uid for each in server.requests] == ["a"]
+        await stream.resume()
+        assert [group[0].uid for group in await asyncio.wait_for(second, 20)] == ["b"]
+        await asyncio.wait_for(stream.pause(until_idle=True), 20)  # nothing is in flight
+
+    asyncio.run(run())
+
+
+def test_paused_and_resumed_in_one_go_it_stays_paused() -> None:
+    """A group that was woken by `resume` finds the next `pause` before its turn."""
+
+    async def run() -> None:
+        server = GatedServer()
+        stream = RolloutStream([server], 30.0)
+        await stream.pause(until_idle=True)
+        work = asyncio.create_task(stream.generate([request("a")], lambda output: None))
+        await asyncio.sleep(0.01)
+        await stream.resume()
+        await stream.pause(until_idle=True)
+        await asyncio.sleep(0.01)
+        assert not server.requests
+        await stream.resume()
+        await asyncio.wait_for(work, 20)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_rollout_gives_up_its_groups() -> None:
+    async def run() -> None:
+        server = GatedServer()
+        server.closed = {"a"}
+        stream = RolloutStream([server], 30.0)
+        work = asyncio.create_task(stream.generate([request("a0"), request("a1")], lambda output: None))
+        await asyncio.sleep(0.01)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        await asyncio.wait_for(stream.pause(until_idle=True), 20)
+        assert sorted(server.cancelled) == ["a0", "a1"] and server.in_flight == 0
+
+    asyncio.run(run())
