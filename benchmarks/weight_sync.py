@@ -77,6 +77,10 @@ class ProcessClient:
     def finish_update(self, version: int) -> None:
         """Nothing was cached."""
 
+    def sync(self, payload: dict[str, Any], version: int) -> None:
+        """Have the bundle read."""
+        self.update(payload)
+
     def close(self) -> None:
         """End the process."""
         self._pipe.send(None)
@@ -111,6 +115,12 @@ class VLLMClient:
     def finish_update(self, version: int) -> None:
         """See `RolloutEngine.finish_update`."""
         self._loop.run(self._engine.finish_update(version))
+
+    def sync(self, payload: dict[str, Any], version: int) -> None:
+        """See `WeightSyncClient.sync`."""
+        self.start_update()
+        self.update(payload)
+        self.finish_update(version)
 
     def close(self) -> None:
         """End the engine."""

@@ -51,6 +51,11 @@ class LocalClient:
     def finish_update(self, version: int) -> None:
         self._loop.run(self._engine.finish_update(version), 60)
 
+    def sync(self, payload: dict[str, Any], version: int) -> None:
+        self.start_update()
+        self.update(payload)
+        self.finish_update(version)
+
 
 def sample(engine: Any, loop: BackgroundLoop, label: str) -> list[tuple[list[int], Any]]:
     async def all_at_once() -> list[Any]:

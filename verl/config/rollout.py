@@ -113,14 +113,14 @@ class RolloutConfig(ServingConfig):
     log_prob_max_token_len_per_gpu: int | None = limited(None, low=1)
     """Old log-probs: most tokens in one forward on one rank; null = the actor's budget. Unit: tokens."""
     weight_sync_backend: WeightSyncBackend = "auto"
-    """How new weights reach the servers: `ipc` (the policy's GPUs), `nccl` (GPUs of their own), `shared_memory` (no GPU,
-    same node), `gloo` (no GPU, any node); auto chooses by device and placement (docs/weight_sync.md)."""
+    """How new weights reach the servers: `ipc` (the policy's GPUs), `nccl` (GPUs of their own), `shared_memory` (no
+    GPU, same node), `gloo` (no GPU, any node); auto chooses by device and placement (docs/weight_sync.md)."""
     weight_sync_bucket_mib: int = limited(512, low=1)
     """Weights are sent in buckets; one ends with the tensor that makes it larger than this (`ipc`, `nccl`, `gloo`; two
     buckets are held at a time). Unit: MiB."""
     weight_sync_verify_every: int = limited(0, low=0)
-    """Have the servers compare a digest of every tensor with the trainer's in every so many syncs; 0 = in the first sync
-    only. Unit: syncs."""
+    """Have the servers compare a digest of every tensor with the trainer's in every so many syncs; 0 = in the first
+    sync only. Unit: syncs."""
     submit_longest_first: bool = False
     """Start the groups first whose responses are expected to be the longest: by `extra_info.expected_response_tokens`
     of a row where it has one, else by what its prompt's responses were so far (from the second epoch on)."""

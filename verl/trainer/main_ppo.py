@@ -20,6 +20,8 @@ from verl.algorithms import get_adv_estimator_fn
 from verl.config import PPOTrainerConfig
 from verl.config.hydra import LoadedConfig
 from verl.config.plan import build_plan
+from verl.config.problems import raise_all
+from verl.config.weight_sync_checks import device_problems
 from verl.data.rl_dataset import PromptSettings, RLDataset
 from verl.data.sampler import LoaderSettings, build_dataloader
 from verl.rewards.scores.registry import check_data_sources
@@ -58,6 +60,7 @@ class TaskRunner:
         train_loader, val_loader = self._data_loaders()
         total_steps = total_training_steps(config, len(train_loader))
         device = resolve_device(config.trainer.device).type
+        raise_all(list(device_problems(config.actor_rollout_ref.rollout.weight_sync_backend, device)))
         with ExitStack() as stack:
             connect_ray(
                 dict(config.ray_kwargs.ray_init), ResourcePoolManager(config, device).num_devices(), device, stack

@@ -2,8 +2,9 @@
 """The contract of weight sync: who sends, who receives, what a sync reports.
 
 A sync is `start_update`, one or more `update(payload)`, `finish_update(version)`, spoken by a `WeightSender`
-(trainer side) to a `WeightSyncClient` (engine side). Neither side knows what the other is made of: the client may be
-a Ray actor, an HTTP server or an object in the same process.
+(trainer side) to a `WeightSyncClient` (engine side); where one payload is all there is, `sync` says the three in one
+message. Neither side knows what the other is made of: the client may be a Ray actor, an HTTP server or an object in
+the same process.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ class SyncReport:
         version: Policy version now held by the engines.
         num_tensors: Tensors sent.
         num_bytes: Bytes sent, each tensor counted once however many engines read it.
-        gather_s: Seconds to gather and write the tensors.
-        load_s: Seconds the engines took to take them in.
+        gather_s: Seconds to gather the tensors and to write or pack them, digests left out.
+        load_s: Seconds for which the sender then waited until the engines had taken them in.
         digests_compared: Whether the engines compared a digest of every tensor with the sender's.
+        digest_s: Seconds to compute the sender's digests; what the engines need for theirs is part of `load_s`.
     """
 
     version: int
@@ -59,11 +61,12 @@ class SyncReport:
     gather_s: float
     load_s: float
     digests_compared: bool = False
+    digest_s: float = 0.0
 
     @property
     def bytes_per_s(self) -> float:
         """Bytes per second over the whole sync; 0 when nothing was sent."""
-        total_s = self.gather_s + self.load_s
+        total_s = self.gather_s + self.load_s + self.digest_s
         return self.num_bytes / total_s if total_s > 0 else 0.0
 
 
@@ -81,6 +84,20 @@ class WeightSyncClient(Protocol):
 
     def finish_update(self, version: int) -> None:
         """End the update, drop caches computed with old weights, resume generation."""
+
+    def sync(self, payload: dict[str, Any], version: int) -> None:
+        """`start_update`, one `update` and `finish_update` in one message."""
+
+
+class GroupSyncClient(WeightSyncClient, Protocol):
+    """Engines that join a process group in which the sender is rank 0."""
+
+    @property
+    def num_receivers(self) -> int:
+        """Ranks of the group behind this client: the tensor-parallel ranks of all engines."""
+
+    def init_group(self, init_info: dict[str, Any]) -> None:
+        """Like `init_transfer`; each engine also gets `rank_offset`, the group's rank of its first process."""
 
 
 class WeightSender(Protocol):

@@ -20,12 +20,10 @@ import torch
 import xxhash
 
 from verl.weight_sync.base import NamedWeights
+from verl.weight_sync.digest import WeightDigestError, bytes_of
+from verl.weight_sync.sent import SentWeights
 
 _ALIGNMENT_BYTES = 64  # a cache line; also enough for every torch dtype
-
-
-class WeightDigestError(RuntimeError):
-    """A received tensor's bytes differ from the sent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +75,31 @@ def write_bundle(weights: NamedWeights, path: Path, with_digests: bool) -> tuple
     Raises:
         OSError: The folder has not enough room; the partial file is removed.
     """
+    sent = SentWeights(weights, with_digests)
+    return write_sent(sent, path), sent.num_bytes
+
+
+def write_sent(sent: SentWeights, path: Path) -> WeightManifest:
+    """Write the tensors of one sync to `path`; see `write_bundle`.
+
+    Args:
+        sent: The weights.
+        path: File to create.
+    """
     manifest = WeightManifest(str(path), [], [], [], [], [])
-    num_bytes = 0
     try:
         with path.open("wb") as file:
-            for name, tensor in weights:
-                num_bytes += _append(file, manifest, name, tensor, with_digests)
+            for name, tensor in sent:
+                _append(file, manifest, name, tensor)
     except OSError as error:
         free_bytes = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         path.unlink(missing_ok=True)
         raise OSError(
-            f"weight sync could not write {path} ({num_bytes} bytes so far, {free_bytes} bytes free there): "
+            f"weight sync could not write {path} ({sent.num_bytes} bytes so far, {free_bytes} bytes free there): "
             f"{error}. Give the container a larger shared memory (docker: --shm-size)"
         ) from error
-    return manifest, num_bytes
+    manifest.digests.extend(sent.digests.values())
+    return manifest
 
 
 def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
@@ -104,8 +113,15 @@ def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
 
     Raises:
         WeightDigestError: The manifest carries digests and one differs.
+        FileNotFoundError: There is no such file on this machine.
     """
-    mapped = np.memmap(manifest.path, dtype=np.uint8, mode="c")
+    try:
+        mapped = np.memmap(manifest.path, dtype=np.uint8, mode="c")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"weight sync: {manifest.path} is not on this machine. A server on another node than the trainer's needs "
+            f"actor_rollout_ref.rollout.weight_sync_backend=nccl, or gloo without GPUs"
+        ) from error
     for index, name in enumerate(manifest.names):
         dtype = getattr(torch, manifest.dtypes[index])
         num_bytes = int(np.prod(manifest.shapes[index], dtype=np.int64)) * dtype.itemsize
@@ -117,21 +133,11 @@ def read_bundle(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, torch.from_numpy(raw).view(dtype).reshape(manifest.shapes[index])
 
 
-def _append(file: BinaryIO, manifest: WeightManifest, name: str, tensor: torch.Tensor, with_digest: bool) -> int:
-    """Write one tensor at the next border and note where; returns its bytes."""
-    raw = _as_bytes(tensor)
+def _append(file: BinaryIO, manifest: WeightManifest, name: str, tensor: torch.Tensor) -> None:
+    """Write one tensor at the next border and note where."""
     file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
     manifest.names.append(name)
     manifest.dtypes.append(str(tensor.dtype).removeprefix("torch."))
     manifest.shapes.append(list(tensor.shape))
     manifest.offsets.append(file.tell())
-    if with_digest:
-        manifest.digests.append(xxhash.xxh3_64_hexdigest(raw))
-    file.write(raw)
-    return len(raw)
-
-
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    raw: Any = flat.view(torch.uint8).numpy()
-    return memoryview(raw)
+    file.write(bytes_of(tensor))

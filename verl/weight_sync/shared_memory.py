@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from pathlib import Path
 
 from verl.weight_sync.base import NamedWeights, SyncReport, WeightSyncClient
-from verl.weight_sync.bundle import bundle_directory, write_bundle
+from verl.weight_sync.bundle import bundle_directory, write_sent
+from verl.weight_sync.sent import SentWeights, take_part
 
 
 class SharedMemorySender:
@@ -39,17 +39,14 @@ class SharedMemorySender:
 
     def send(self, weights: NamedWeights, version: int, verify: bool) -> SyncReport:
         """See `WeightSender.send`."""
-        started = time.perf_counter()
         if self._client is None:
-            deque(weights, maxlen=0)  # take part in the collectives, keep nothing
-            return SyncReport(version, 0, 0, time.perf_counter() - started, 0.0)
-        manifest, num_bytes = write_bundle(weights, self._path, with_digests=verify)
-        written = time.perf_counter()
+            return take_part(weights, version)
+        started = time.perf_counter()
+        sent = SentWeights(weights, verify)
+        manifest = write_sent(sent, self._path)
+        write_s = time.perf_counter() - started - sent.digest_s
         try:
-            self._client.start_update()
-            self._client.update(manifest.to_dict())
-            self._client.finish_update(version)
+            self._client.sync(manifest.to_dict(), version)
         finally:
             self._path.unlink(missing_ok=True)
-        loaded_s = time.perf_counter() - written
-        return SyncReport(version, len(manifest.names), num_bytes, written - started, loaded_s, verify)
+        return sent.report(version, started, write_s)

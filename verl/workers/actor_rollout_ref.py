@@ -35,12 +35,7 @@ from verl.workers.engine_specs import (
     policy_update_spec,
     ref_engine_spec,
 )
-from verl.workers.weight_client import RayWeightSyncClient
-
-_SENDERS = {
-    "shared_memory": "verl.weight_sync.shared_memory:SharedMemorySender",
-    "ipc": "verl.weight_sync.vllm_ipc_sender:IPCSender",
-}
+from verl.workers.weight_senders import build_sender
 
 
 class ActorRolloutRefWorker(Worker):
@@ -110,18 +105,10 @@ class ActorRolloutRefWorker(Worker):
         """Connect to the rollout servers.
 
         Args:
-            backend: `shared_memory` or `ipc`.
-            servers: Server handles by node index of the pool: `servers[node]` is the list of that node's servers.
+            backend: `shared_memory`, `ipc`, `nccl` or `gloo`.
+            servers: Server handles by node index of their pool: `servers[node]` is the list of that node's servers.
         """
-        module, _, name = _SENDERS[backend].partition(":")
-        sender_class = getattr(importlib.import_module(module), name)
-        reachable = (
-            servers[self.place.node_index] if backend == "shared_memory" else [s for node in servers for s in node]
-        )
-        leads = self.place.is_node_leader if backend == "shared_memory" else self.place.rank == 0
-        timeout_s = self._config.actor_rollout_ref.rollout.weight_sync_timeout_s
-        client = RayWeightSyncClient(reachable, timeout_s) if leads and reachable else None
-        self._sender = sender_class(client, leads)
+        self._sender = build_sender(backend, self.place, servers, self._config.actor_rollout_ref.rollout)
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_log_prob(self, batch: DataProto) -> DataProto:
@@ -170,10 +157,11 @@ class ActorRolloutRefWorker(Worker):
             prompt_mask=columns["prompt_mask"],
             responses=columns["responses"],
             response_mask=columns["response_mask"],
-            old_log_probs=columns["old_log_probs"],
+            old_log_probs=columns.get("old_log_probs", None),
             advantages=columns["advantages"],
             ref_log_prob=columns.get("ref_log_prob", None),
             rollout_is_weights=columns.get("rollout_is_weights", None),
+            rollout_log_probs=columns["rollout_log_probs"],
         )
         spec = policy_update_spec(self._config, self._config.trainer.seed + self._num_updates)
         self._num_updates += 1

@@ -112,6 +112,17 @@ class RolloutServer:
         """See `RolloutEngine.finish_update`."""
         await self._engine.finish_update(version)
 
+    async def sync(self, payload: dict[str, Any], version: int) -> None:
+        """A whole sync in one message, where one payload is all there is: start, update, finish.
+
+        Args:
+            payload: See `RolloutEngine.update`.
+            version: See `RolloutEngine.finish_update`.
+        """
+        await self._engine.start_update()
+        await self._engine.update(payload)
+        await self._engine.finish_update(version)
+
     async def sleep(self) -> None:
         """See `RolloutEngine.sleep`."""
         await self._engine.sleep()

@@ -25,21 +25,33 @@ class RayWeightSyncClient:
         >>> client.start_update()
     """
 
-    def __init__(self, servers: Sequence[Any], timeout_s: float, calls: Any = ray) -> None:
+    def __init__(self, servers: Sequence[Any], timeout_s: float, calls: Any = ray, ranks_per_server: int = 1) -> None:
         """Remember the servers.
 
         Args:
             servers: Actor handles of `RolloutServer`.
             timeout_s: Seconds each message may take.
             calls: Has Ray's `wait` and `get`.
+            ranks_per_server: Processes of one engine that take in weights (tensor parallel).
         """
         self._servers = list(servers)
         self._timeout_s = timeout_s
         self._calls = calls
+        self._ranks_per_server = ranks_per_server
+
+    @property
+    def num_receivers(self) -> int:
+        """See `GroupSyncClient.num_receivers`."""
+        return len(self._servers) * self._ranks_per_server
 
     def init_transfer(self, init_info: dict[str, Any]) -> None:
         """See `WeightSyncClient.init_transfer`."""
         self._say("init_transfer", init_info)
+
+    def init_group(self, init_info: dict[str, Any]) -> None:
+        """See `GroupSyncClient.init_group`; the sender is rank 0, the servers follow in their order."""
+        offsets = range(1, 1 + self.num_receivers, self._ranks_per_server)
+        self._say_each("init_transfer", [(init_info | {"rank_offset": offset},) for offset in offsets])
 
     def start_update(self) -> None:
         """See `WeightSyncClient.start_update`."""
@@ -53,9 +65,18 @@ class RayWeightSyncClient:
         """See `WeightSyncClient.finish_update`."""
         self._say("finish_update", version)
 
+    def sync(self, payload: dict[str, Any], version: int) -> None:
+        """See `WeightSyncClient.sync`."""
+        self._say("sync", payload, version)
+
     def _say(self, method: str, *args: Any) -> None:
+        self._say_each(method, [args] * len(self._servers))
+
+    def _say_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> None:
         """Say it to all; the first server that fails ends the wait, the others may be waiting for that one."""
-        references = [getattr(server, method).remote(*args) for server in self._servers]
+        references = [
+            getattr(server, method).remote(*args) for server, args in zip(self._servers, arguments, strict=True)
+        ]
         deadline = time.monotonic() + self._timeout_s
         pending = list(references)
         while pending:

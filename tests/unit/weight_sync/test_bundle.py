@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from verl.weight_sync.base import SyncReport, WeightStream
-from verl.weight_sync.bundle import WeightDigestError, WeightManifest, read_bundle, write_bundle
+from verl.weight_sync.bundle import WeightManifest, read_bundle, write_bundle
+from verl.weight_sync.digest import WeightDigestError
 from verl.weight_sync.shared_memory import SharedMemorySender
 
 
@@ -37,10 +38,13 @@ class RecordingClient:
 
     def update(self, payload: dict) -> None:
         self.said.append("update")
-        self.received = {name: tensor.clone() for name, tensor in read_bundle(WeightManifest(**payload))}
 
     def finish_update(self, version: int) -> None:
         self.said.append(f"finish {version}")
+
+    def sync(self, payload: dict, version: int) -> None:
+        self.said.append(f"sync {version}")
+        self.received = {name: tensor.clone() for name, tensor in read_bundle(WeightManifest(**payload))}
 
 
 @pytest.mark.parametrize("with_digests", [True, False])
@@ -69,11 +73,18 @@ def test_a_folder_without_room_is_named_and_left_clean(tmp_path: Path) -> None:
         write_bundle(weights(), tmp_path / "missing" / "bundle", with_digests=False)
 
 
+def test_a_server_on_another_machine_is_told_so(tmp_path: Path) -> None:
+    manifest, _ = write_bundle(weights(), tmp_path / "bundle", with_digests=False)
+    (tmp_path / "bundle").unlink()
+    with pytest.raises(FileNotFoundError, match="is not on this machine.*weight_sync_backend=nccl, or gloo"):
+        list(read_bundle(manifest))
+
+
 def test_the_leader_speaks_in_order_and_cleans_up(tmp_path: Path) -> None:
     client = RecordingClient()
     sender = SharedMemorySender(client, is_leader=True, directory=tmp_path)
     report = sender.send(WeightStream(lambda: iter(weights())), version=4, verify=True)
-    assert client.said == ["init", "start", "update", "finish 4"]
+    assert client.said == ["init", "sync 4"]
     assert all(torch.equal(client.received[name], tensor) for name, tensor in weights())
     assert (report.version, report.num_tensors, report.digests_compared) == (4, 5, True)
     assert not sender.send(WeightStream(lambda: iter(weights())), version=5, verify=False).digests_compared

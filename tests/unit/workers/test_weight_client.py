@@ -96,13 +96,25 @@ def test_every_server_gets_every_message() -> None:
     speaker.start_update()
     speaker.update({"names": ["w"]})
     speaker.finish_update(7)
+    speaker.sync({"names": ["v"]}, 8)
     expected = [
         ("init_transfer", ({"a": 1},)),
         ("start_update", ()),
         ("update", ({"names": ["w"]},)),
         ("finish_update", (7,)),
+        ("sync", ({"names": ["v"]}, 8)),
     ]
     assert [server.messages for server in servers] == [expected, expected]
+
+
+def test_every_server_gets_its_own_ranks_of_a_group() -> None:
+    servers = [FakeServer(), FakeServer(), FakeServer()]
+    speaker = RayWeightSyncClient(servers, 5.0, FakeRay(), ranks_per_server=2)
+    assert speaker.num_receivers == 6
+    speaker.init_group({"master_port": 5})
+    assert [server.messages for server in servers] == [
+        [("init_transfer", ({"master_port": 5, "rank_offset": offset},))] for offset in (1, 3, 5)
+    ]
 
 
 def test_a_server_that_dies_is_named() -> None:
@@ -138,9 +150,9 @@ def test_silence_has_a_limit_and_the_silent_are_named() -> None:
 
 
 def test_a_sync_that_breaks_off_leaves_no_file_and_says_nothing_more(tmp_path: Path) -> None:
-    healthy, dying = FakeServer(), FakeServer(on("update", ActorDiedError()))
+    healthy, dying = FakeServer(), FakeServer(on("sync", ActorDiedError()))
     sender = SharedMemorySender(client(healthy, dying), is_leader=True, directory=tmp_path)
     with pytest.raises(WeightSyncFailedError, match="server 1 of 2"):
         sender.send([("w", torch.ones(3))], version=2, verify=False)
     assert list(tmp_path.iterdir()) == []
-    assert [method for method, _ in healthy.messages] == ["init_transfer", "start_update", "update"]
+    assert [method for method, _ in healthy.messages] == ["init_transfer", "sync"]

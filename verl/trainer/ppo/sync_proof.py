@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof that a weight sync arrived: responses sampled after it must have the trainer's own log-probs.
+"""What a weight sync cost, and the proof that it arrived: responses sampled after it have the trainer's log-probs.
 
 A sync can succeed in transport and still fail in effect (a tied head that keeps its old weights, an adapter that is
 never applied), and training then goes on with a policy that nobody samples from.
@@ -7,9 +7,14 @@ never applied), and training then goes on with a policy that nobody samples from
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl.protocol import DataProto
+from verl.weight_sync.base import SyncReport
+
+logger = logging.getLogger(__name__)
 
 FLOAT32_MAX_DIFFERENCE = 1e-4
 HALF_MEAN_DIFFERENCE = 0.02
@@ -17,6 +22,29 @@ HALF_MEAN_DIFFERENCE = 0.02
 
 class WeightSyncError(RuntimeError):
     """The rollout engines do not compute what the trainer computes."""
+
+
+def sync_metrics(reports: Sequence[SyncReport]) -> dict[str, float]:
+    """Say what one sync cost.
+
+    Args:
+        reports: Of all policy ranks; those that sent nothing count no bytes.
+
+    Returns:
+        Metrics of the rank that sent the most: bytes, bytes per second, seconds to gather and write or pack, seconds
+        of waiting for the servers, and in a verified sync seconds for the sender's digests.
+    """
+    sent = max(reports, key=lambda report: report.num_bytes)
+    metrics = {
+        "weight_sync/bytes/sum": float(sent.num_bytes),
+        "weight_sync/bytes_per_s": sent.bytes_per_s,
+        "weight_sync/gather_s": sent.gather_s,
+        "weight_sync/load_s": sent.load_s,
+    }
+    if sent.digests_compared:
+        logger.info("weight sync of %d tensors: digests of all tensors agree", sent.num_tensors)
+        metrics["weight_sync/verify_s"] = sent.digest_s
+    return metrics
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from verl.protocol import DataProto
-from verl.trainer.ppo.sync_proof import SyncProof, WeightSyncError, check_proof, compare_log_probs
+from verl.trainer.ppo.sync_proof import SyncProof, WeightSyncError, check_proof, compare_log_probs, sync_metrics
+from verl.weight_sync.base import SyncReport
 
 
 def batch(rollout: list[list[float]], trainer: list[list[float]], mask: list[list[int]]) -> DataProto:
@@ -52,3 +53,17 @@ def test_a_single_nan_is_found() -> None:
     proof = compare_log_probs(batch([[-1.0, float("nan")]], [[-1.0, -1.0]], [[1, 1]]))
     with pytest.raises(WeightSyncError, match="nan"):
         check_proof(proof, is_float32=True)
+
+
+def test_metrics_are_those_of_the_rank_that_sent() -> None:
+    idle = SyncReport(2, 0, 0, gather_s=9.0, load_s=9.0)
+    sent = SyncReport(2, 5, 600, gather_s=1.0, load_s=2.0)
+    assert sync_metrics([idle, sent]) == {
+        "weight_sync/bytes/sum": 600.0,
+        "weight_sync/bytes_per_s": 200.0,
+        "weight_sync/gather_s": 1.0,
+        "weight_sync/load_s": 2.0,
+    }
+    verified = SyncReport(2, 5, 600, gather_s=1.0, load_s=2.0, digests_compared=True, digest_s=3.0)
+    metrics = sync_metrics([verified, idle])
+    assert (metrics["weight_sync/verify_s"], metrics["weight_sync/bytes_per_s"]) == (3.0, 100.0)
