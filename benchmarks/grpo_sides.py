@@ -139,6 +139,7 @@ def verl_command(work: Work, run: Run, folder: Path, further: Sequence[str] = ()
         "actor_rollout_ref.model.path": work.model,
         "actor_rollout_ref.model.enable_gradient_checkpointing": False,
         f"{actor}.optim.lr": work.lr,
+        f"{actor}.use_torch_compile": True,
         f"{actor}.ppo_mini_batch_size": work.prompts,
         f"{actor}.fsdp_config.mixed_precision.param_dtype": run.dtype,
         f"{rollout}.dtype": run.dtype,

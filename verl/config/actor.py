@@ -58,6 +58,9 @@ class ActorConfig:
     ulysses_sequence_parallel_size: int = limited(1, low=1)
     """Ranks that share one sequence (Ulysses): each has a slice of its tokens, and in attention a part of the heads.
     Must divide the ranks and the model's heads. Unit: ranks."""
+    use_torch_compile: bool = False
+    """Compile what lies between the attentions of each layer (norms and feed-forward): faster steps for some seconds of
+    compiling at the start. With `strategy=fsdp2`; on a CPU it needs a C++ compiler."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer."""
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)

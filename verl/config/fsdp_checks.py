@@ -36,7 +36,7 @@ def fsdp_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
     is_megatron = policy.actor.engine_name == "megatron"
     yield from training_problems(policy.model, _MODEL)
     if is_megatron:
-        yield from _fsdp_only(policy.model)
+        yield from _fsdp_only(policy)
         return
     yield from _sequence_parallel(config)
     own, actors = policy.ref.ulysses_sequence_parallel_size, policy.actor.ulysses_sequence_parallel_size
@@ -64,8 +64,11 @@ def training_problems(model: ModelConfig, section: str) -> Iterator[Problem]:
         yield Problem(key, True, allowed, f"Set {other}=True", (other,))
 
 
-def _fsdp_only(model: ModelConfig) -> Iterator[Problem]:
-    allowed = "is not built for strategy=megatron"
+def _fsdp_only(policy: ActorRolloutRefConfig) -> Iterator[Problem]:
+    allowed, model = "is not built for strategy=megatron", policy.model
+    if policy.actor.use_torch_compile:
+        mend = f"Set it to False, or {_ACTOR}.strategy=fsdp2"
+        yield Problem(f"{_ACTOR}.use_torch_compile", True, allowed, mend, (f"{_ACTOR}.strategy",))
     if model.lora_rank:
         mend = f"Set it to 0, or {_ACTOR}.strategy=fsdp2"
         yield Problem(f"{_MODEL}.lora_rank", model.lora_rank, allowed, mend, (f"{_ACTOR}.strategy",))

@@ -139,6 +139,7 @@ class EngineSpec:
         lora: Train low-rank adapters beside frozen weights; None trains all weights. The FSDP engine alone has them.
         gradient_checkpointing: Recompute each layer's activations in the backward pass.
         activation_offload: Keep what checkpointing leaves of them in host memory; read with `gradient_checkpointing`.
+        compile_layers: Fuse the small operations of each layer by torch.compile. The FSDP engine alone does it.
         head_chunk_size: Tokens whose logits exist at the same time.
         path_key: The configuration key of `model_path`, for messages.
     """
@@ -158,6 +159,7 @@ class EngineSpec:
     lora: LoraSpec | None = None
     gradient_checkpointing: bool = True
     activation_offload: bool = False
+    compile_layers: bool = False
     head_chunk_size: int = 1024
     path_key: str = "actor_rollout_ref.model.path"
 

@@ -39,6 +39,7 @@ def actor_engine_spec(config: PPOTrainerConfig, device: str, total_optimizer_ste
         megatron=megatron_spec(actor.megatron),
         precision=PrecisionSpec(compute=actor.megatron.dtype) if is_megatron else precision_spec(actor.fsdp_config),
         sharding=sharding_spec(actor.fsdp_config, actor.ulysses_sequence_parallel_size),
+        compile_layers=actor.use_torch_compile,
         **training_arguments(config.actor_rollout_ref.model, "actor_rollout_ref.model"),
     )
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from vllm.config import PoolerConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 
 from verl.rewards.prm.spec import LoadedAdapter, PRMSpec
+from verl.rollout.vllm_engine import executor_backend
 from verl.workers.vllm_plugin import ARCHITECTURE
 
 
@@ -82,6 +84,7 @@ def _engine_args(
         "gpu_memory_utilization": spec.gpu_memory_utilization,
         "kv_cache_memory_bytes": spec.kv_cache_bytes,
         "tensor_parallel_size": spec.tensor_parallel_size,
+        "distributed_executor_backend": executor_backend(current_platform.device_type, spec.tensor_parallel_size),
         "enforce_eager": spec.enforce_eager,
         "enable_chunked_prefill": True,
         "disable_log_stats": True,

@@ -59,6 +59,11 @@ LORA = (f"{MODEL}.lora_rank=8", f"{MODEL}.target_modules=[q_proj,v_proj]")
             [LORA[0]],
         ),
         (
+            [f"{ACTOR}.strategy=megatron", f"{ACTOR}.use_torch_compile=True"],
+            "use_torch_compile=True: is not built for strategy=megatron",
+            [f"{ACTOR}.use_torch_compile=True"],
+        ),
+        (
             [f"{ACTOR}.strategy=megatron", f"{MODEL}.enable_activation_offload=True"],
             "enable_activation_offload=True: is not built for strategy=megatron",
             [],

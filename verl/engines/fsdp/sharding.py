@@ -81,6 +81,8 @@ def build_sharded(
     if spec.optimizer is not None and spec.gradient_checkpointing:
         module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module.offloads_activations = spec.activation_offload
+    if spec.compile_layers:
+        compile_between_attentions(module.model)
     shard(module, mesh, spec.precision, spec.sharding)
     module.to_empty(device="cpu" if spec.sharding.cpu_offload else device)
     _fill(module, source, device)
@@ -133,6 +135,20 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     if not layers:
         raise UserError(f"{type(model).__name__} names no decoder layers (_no_split_modules), so it cannot be sharded")
     return layers
+
+
+def compile_between_attentions(model: nn.Module) -> None:
+    """Let torch.compile fuse norms and feed-forward of every layer, for packs of any length.
+
+    Attention stays out: how it cuts a pack changes with every micro-batch, and it is one kernel already.
+
+    Args:
+        model: Not sharded yet; gathering stays outside of what is compiled.
+    """
+    for layer in decoder_layers(model):
+        for child in layer.children():
+            if "Attention" not in type(child).__name__:
+                child.compile(dynamic=True)
 
 
 def reshard_all(module: nn.Module) -> None:
