@@ -22,6 +22,7 @@ from verl.config.reward import CustomRewardFunctionConfig
 from verl.config.rollout import ServingConfig
 from verl.config.root import PPOTrainerConfig
 from verl.config.sft import PRMDataConfig, PRMTrainerConfig, SFTDataConfig, SFTTrainerConfig
+from verl.config.sglang_checks import interpreter_problems
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 """File types that the data room reads."""
@@ -83,6 +84,7 @@ def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
     model = config.actor_rollout_ref.model
     yield from _model("actor_rollout_ref.model.path", model.path)
     yield from _tokenizer("actor_rollout_ref.model.tokenizer_path", model.tokenizer_path)
+    yield from interpreter_problems(config.actor_rollout_ref.rollout, "actor_rollout_ref.rollout")
     shape, _ = read_shape(model.path, model.override_config)
     if shape is not None:
         yield from _sizes(config.data, config.actor_rollout_ref.rollout, shape, "actor_rollout_ref.rollout")
@@ -101,6 +103,7 @@ def _of_generation(config: GenerationConfig) -> Iterator[Problem]:
         yield from _data_file("data.path", file)
     yield from _model("model.path", config.model.path)
     yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
+    yield from interpreter_problems(config.rollout, "rollout")
     shape, _ = read_shape(config.model.path, {})
     if shape is not None:
         yield from _sizes(config.data, config.rollout, shape, "rollout")

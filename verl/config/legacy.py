@@ -71,13 +71,13 @@ def _sharding_keys(section: str) -> tuple[Entry, ...]:
         Renamed(f"{section}.fsdp_config.ulysses_sequence_parallel_size", f"{section}.ulysses_sequence_parallel_size"),
         NoEffect(f"{section}.entropy_from_logits_with_chunking", _CHUNKED),
         NoEffect(f"{section}.entropy_checkpointing", _CHUNKED),
-        NoEffect(f"{section}.use_torch_compile", "log-probs run without torch.compile"),
         NoEffect(f"{section}.use_fused_kernels", _CHUNKED),
     )
 
 
 _POLICY: tuple[Entry, ...] = (
     NoEffect("actor_rollout_ref.hybrid_engine", "trainer and rollout always share the policy's devices", (True,)),
+    NoEffect("actor_rollout_ref.ref.use_torch_compile", "the reference runs without torch.compile"),
     NoEffect("actor_rollout_ref.nccl_timeout", "waits have their own limits (timeout_s, start_timeout_s)"),
     NoEffect(f"{_MODEL}.use_shm", "models are read where they lie"),
     NoEffect(f"{_MODEL}.use_liger", _CHUNKED),
@@ -132,10 +132,10 @@ _POLICY: tuple[Entry, ...] = (
     NoEffect(f"{_ROLLOUT}.engine_kwargs.swap_space", "vLLM has no swap space any more"),
     NoEffect(f"{_ROLLOUT}.engine_kwargs.vllm.swap_space", "vLLM has no swap space any more"),
     Renamed(f"{_ROLLOUT}.engine_kwargs.vllm.*", f"{_ROLLOUT}.engine_kwargs.*"),
-    NoEffect(f"{_ROLLOUT}.engine_kwargs.sglang.*", "sglang is not built yet"),
+    Renamed(f"{_ROLLOUT}.engine_kwargs.sglang.*", f"{_ROLLOUT}.sglang.server_args.*"),
     NoEffect(f"{_ROLLOUT}.load_format", "servers read the model's files, then get every new version of the weights"),
     NoEffect(f"{_ROLLOUT}.disable_log_stats", "the trainer logs its own statistics of rollouts"),
-    NoEffect(f"{_ROLLOUT}.update_weights_bucket_megabytes", "the weight sync chooses its own buffers"),
+    Renamed(f"{_ROLLOUT}.update_weights_bucket_megabytes", f"{_ROLLOUT}.weight_sync_bucket_mib"),
     NoEffect(f"{_ROLLOUT}.data_parallel_size", "servers are counted by devices / tensor_model_parallel_size", (1,)),
     NoEffect(f"{_ROLLOUT}.pipeline_model_parallel_size", "servers have no pipeline stages", (1,)),
     Refused("critic.*", "there is no critic: group-relative estimators need none", "Remove the critic.* keys"),

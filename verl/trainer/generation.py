@@ -29,9 +29,16 @@ from verl.data.truncation import truncate
 from verl.rollout.base import RolloutSpec, SamplingSettings
 from verl.rollout.to_batch import RolloutOutput
 from verl.single_controller import ResourcePool
-from verl.trainer.ppo.placement import connect_ray, server_slots
+from verl.trainer.ppo.placement import connect_ray
 from verl.trainer.ppo.rollout_stream import RolloutStream
-from verl.trainer.serving import close_servers, engine_arguments, server_class, wait_until_started
+from verl.trainer.serving import (
+    close_servers,
+    engine_arguments,
+    server_class,
+    serving_slots,
+    spec_of_server,
+    wait_until_started,
+)
 from verl.utils.async_loop import BackgroundLoop
 from verl.utils.device import resolve_device
 from verl.utils.errors import UserError
@@ -186,12 +193,11 @@ def start_servers(config: GenerationConfig, device: str, stack: ExitStack) -> li
         trust_remote_code=model.trust_remote_code,
         **engine_arguments(rollout, config.data.max_prompt_length + config.data.max_response_length, device),
     )
-    tp = rollout.tensor_model_parallel_size
     servers = [
-        server_class(RolloutServer, pool, slot, num_gpus=tp).remote(
-            rollout.name, spec, model.tokenizer_path or model.path
+        server_class(RolloutServer, pool, slot, num_gpus=len(slot.devices)).remote(
+            rollout.name, spec_of_server(spec, rollout, index), model.tokenizer_path or model.path
         )
-        for slot in server_slots(pool, tp)
+        for index, slot in enumerate(serving_slots(rollout, pool))
     ]
     stack.callback(close_servers, servers)
     wait_until_started([server.start.remote() for server in servers], "rollout servers", rollout.start_timeout_s)

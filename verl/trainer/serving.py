@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 
 from verl.config.rollout import ServingConfig
+from verl.rollout.base import RolloutSpec, ServerSettings
 from verl.single_controller import ResourcePool
-from verl.trainer.ppo.placement import ServerSlot, actor_environment
+from verl.trainer.ppo.placement import ServerSlot, actor_environment, server_slots
 
 _MAX_CONCURRENT_GROUPS = 4096
 _CLOSE_TIMEOUT_S = 20.0
@@ -40,7 +42,49 @@ def engine_arguments(rollout: ServingConfig, longest: int, device: str) -> dict[
         "enable_prefix_caching": rollout.enable_prefix_caching,
         "device": device,
         "engine_kwargs": dict(rollout.engine_kwargs),
+        "server": _server_settings(rollout) if rollout.name == "sglang" else None,
     }
+
+
+def serving_slots(rollout: ServingConfig, pool: ResourcePool) -> list[ServerSlot]:
+    """Places of the rollout servers.
+
+    Args:
+        rollout: The section.
+        pool: The devices.
+
+    Returns:
+        One slot per server that is started; for servers joined by URL one each, without devices, spread over the nodes.
+    """
+    if rollout.joins_servers:
+        return [ServerSlot(index % pool.num_nodes, ()) for index in range(len(rollout.sglang.urls))]
+    return server_slots(pool, rollout.tensor_model_parallel_size)
+
+
+def spec_of_server(spec: RolloutSpec, rollout: ServingConfig, index: int) -> RolloutSpec:
+    """Settings of one of the rollout servers.
+
+    Args:
+        spec: Of all of them.
+        rollout: The section.
+        index: Of its slot.
+
+    Returns:
+        The settings, with its URL where it is joined.
+    """
+    if spec.server is None or not rollout.joins_servers:
+        return spec
+    return replace(spec, server=replace(spec.server, url=rollout.sglang.urls[index]))
+
+
+def _server_settings(rollout: ServingConfig) -> ServerSettings:
+    return ServerSettings(
+        python=rollout.sglang.interpreter,
+        env={name: str(value) for name, value in rollout.sglang.env.items()},
+        arguments=dict(rollout.sglang.server_args),
+        start_timeout_s=rollout.start_timeout_s,
+        weight_group_backend=rollout.sglang.weight_group_backend,
+    )
 
 
 def server_class(actor: type, pool: ResourcePool, slot: ServerSlot, devices: str = "", num_gpus: int = 0) -> Any:

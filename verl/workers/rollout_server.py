@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 ROLLOUT_ENGINES = {
     "vllm": "verl.rollout.vllm_engine:VLLMEngine",
     "hf": "verl.rollout.hf_engine:HFEngine",
+    "sglang": "verl.rollout.sglang_engine:SGLangEngine",
 }
 """Dotted names, so that an engine's packages are loaded only where it is used."""
 
