@@ -4,90 +4,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers.gloo_engines import GlooEngine, ThreadedClient
 from verl.weight_sync.base import WeightStream, WeightSyncFailedError
 from verl.weight_sync.broadcast import BroadcastSender, BroadcastSettings
 from verl.weight_sync.digest import WeightDigestError
-from verl.weight_sync.gloo_group import GlooBucketInfo, GlooDoor, GlooGroupInfo, GlooReceiver, own_address
+from verl.weight_sync.gloo_group import GlooDoor, own_address
 
 SETTINGS = BroadcastSettings(bucket_bytes=100, timeout_s=20.0)
-
-
-@dataclass
-class Engine:
-    """A receiver with plain tensors for a model; `before_update` may do what a broken engine does."""
-
-    before_update: Callable[[dict[str, Any]], None] = lambda payload: None
-    said: list[str] = field(default_factory=list)
-    model: dict[str, torch.Tensor] = field(default_factory=dict)
-    receiver: GlooReceiver | None = None
-
-    def init_transfer(self, init_info: dict[str, Any]) -> None:
-        self.receiver = GlooReceiver(GlooGroupInfo(**init_info), 0)
-
-    def start_update(self) -> None:
-        self.said.append("start")
-
-    def update(self, payload: dict[str, Any]) -> None:
-        self.said.append("update")
-        self._load(payload)
-
-    def finish_update(self, version: int) -> None:
-        self.said.append(f"finish {version}")
-
-    def sync(self, payload: dict[str, Any], version: int) -> None:
-        self.said.append(f"sync {version}")
-        self._load(payload)
-
-    def _load(self, payload: dict[str, Any]) -> None:
-        self.before_update(payload)
-        assert self.receiver is not None
-        self.model |= {name: tensor.clone() for name, tensor in self.receiver.receive(GlooBucketInfo(**payload))}
-
-
-class Client:
-    """Says each message to all engines at once, as the client on Ray does; the first failure is raised."""
-
-    def __init__(self, *engines: Engine) -> None:
-        self._engines = engines
-        self._threads = ThreadPoolExecutor(len(engines))
-
-    @property
-    def num_receivers(self) -> int:
-        return len(self._engines)
-
-    def init_group(self, init_info: dict[str, Any]) -> None:
-        self._all("init_transfer", [(init_info | {"rank_offset": 1 + i},) for i in range(len(self._engines))])
-
-    def init_transfer(self, init_info: dict[str, Any]) -> None:
-        raise AssertionError("a group is joined with init_group")
-
-    def start_update(self) -> None:
-        self._all("start_update", [()] * len(self._engines))
-
-    def update(self, payload: dict[str, Any]) -> None:
-        self._all("update", [(payload,)] * len(self._engines))
-
-    def finish_update(self, version: int) -> None:
-        self._all("finish_update", [(version,)] * len(self._engines))
-
-    def sync(self, payload: dict[str, Any], version: int) -> None:
-        self._all("sync", [(payload, version)] * len(self._engines))
-
-    def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> None:
-        outcomes = [
-            self._threads.submit(getattr(engine, method), *args)
-            for engine, args in zip(self._engines, arguments, strict=True)
-        ]
-        for outcome in outcomes:
-            outcome.result(timeout=30)
 
 
 def weights(seed: int) -> list[tuple[str, torch.Tensor]]:
@@ -99,8 +28,8 @@ def stream(seed: int) -> WeightStream:
     return WeightStream(lambda: iter(weights(seed)))
 
 
-def sender_to(*engines: Engine, settings: BroadcastSettings = SETTINGS) -> BroadcastSender:
-    return BroadcastSender(Client(*engines), GlooDoor("127.0.0.1", settings.timeout_s), settings)
+def sender_to(*engines: GlooEngine, settings: BroadcastSettings = SETTINGS) -> BroadcastSender:
+    return BroadcastSender(ThreadedClient(*engines), GlooDoor("127.0.0.1", settings.timeout_s), settings)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +37,7 @@ def sender_to(*engines: Engine, settings: BroadcastSettings = SETTINGS) -> Broad
 )
 @pytest.mark.parametrize("verify", [True, False])
 def test_every_engine_gets_every_tensor_of_every_sync(bucket_bytes: int, said: list[str], verify: bool) -> None:
-    engines = [Engine(), Engine()]
+    engines = [GlooEngine(), GlooEngine()]
     sender = sender_to(*engines, settings=BroadcastSettings(bucket_bytes, 20.0))
     for version in (1, 2):
         report = sender.send(stream(version), version, verify)
@@ -126,7 +55,7 @@ def test_every_engine_gets_every_tensor_of_every_sync(bucket_bytes: int, said: l
 
 def test_the_next_bucket_is_gathered_while_the_last_is_sent() -> None:
     order: list[str] = []
-    engine = Engine(before_update=lambda payload: (time.sleep(0.2), order.append(f"told {payload['names'][0]}")))
+    engine = GlooEngine(before_update=lambda payload: (time.sleep(0.2), order.append(f"told {payload['names'][0]}")))
 
     def gather() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights(0):
@@ -144,7 +73,7 @@ def test_bytes_that_change_on_the_way_are_refused() -> None:
         payload["digests"][-1] = "0" * 16
 
     with pytest.raises(WeightDigestError, match="the bytes of 'w1' are not those that were sent"):
-        sender_to(Engine(before_update=spoil)).send(stream(0), 1, verify=True)
+        sender_to(GlooEngine(before_update=spoil)).send(stream(0), 1, verify=True)
 
 
 def test_an_engine_that_fails_ends_the_sync_at_once_and_says_why() -> None:
@@ -153,12 +82,12 @@ def test_an_engine_that_fails_ends_the_sync_at_once_and_says_why() -> None:
 
     started = time.monotonic()
     with pytest.raises(WeightSyncFailedError, match="rollout server 1 of 2 died"):
-        sender_to(Engine(before_update=fail)).send(stream(0), 1, verify=False)
+        sender_to(GlooEngine(before_update=fail)).send(stream(0), 1, verify=False)
     assert time.monotonic() - started < SETTINGS.timeout_s / 2  # not the time limit of the broadcast
 
 
 def test_an_engine_that_leaves_the_group_breaks_the_broadcast_off() -> None:
-    engine = Engine()
+    engine = GlooEngine()
 
     def leave(payload: dict[str, Any]) -> None:
         assert engine.receiver is not None
@@ -171,7 +100,7 @@ def test_an_engine_that_leaves_the_group_breaks_the_broadcast_off() -> None:
 
 
 def test_an_engine_that_says_nothing_is_not_waited_for_longer_than_the_limit() -> None:
-    engine = Engine(before_update=lambda payload: time.sleep(3))
+    engine = GlooEngine(before_update=lambda payload: time.sleep(3))
     sender = sender_to(engine, settings=BroadcastSettings(100, timeout_s=1.0, last_words_s=0.2))
     started = time.monotonic()
     with pytest.raises(WeightSyncFailedError, match="weight_sync_timeout_s|broke off"):
@@ -180,7 +109,7 @@ def test_an_engine_that_says_nothing_is_not_waited_for_longer_than_the_limit() -
 
 
 def test_an_engine_that_does_not_join_is_missed() -> None:
-    class Absent(Engine):
+    class Absent(GlooEngine):
         def init_transfer(self, init_info: dict[str, Any]) -> None:
             time.sleep(3)
 
@@ -189,7 +118,7 @@ def test_an_engine_that_does_not_join_is_missed() -> None:
 
 
 def test_an_engine_that_fails_to_join_says_why() -> None:
-    class Broken(Engine):
+    class Broken(GlooEngine):
         def init_transfer(self, init_info: dict[str, Any]) -> None:
             raise WeightSyncFailedError("rollout server 0 of 1 failed in init_transfer: no route")
 
