@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over packed sequences where there is no variable-length kernel: buckets of lengths, one grid, or a mask?
 
-    buckets    sequences of nearly equal lengths side by side, at most 3% padding in each bucket (what the engines do)
-    grid       all sequences padded to the longest
-    single     a call for every length
+    engine     what the engines do: buckets, each by torch's kernel or by products, whichever `product_attention` says
+    kernel     sequences of nearly equal lengths side by side, at most 3% padding in each bucket, torch's kernel
+    products   the same buckets, matrix products and a softmax
+    grid       all sequences padded to the longest, torch's kernel
+    single     torch's kernel for every length
     mask       all tokens as one sequence under a block-diagonal causal mask
 
 Forward and backward of the attention alone, on random queries, keys and values. All ways must agree.
 
-    python3 benchmarks/cpu_attention.py
+    python3 benchmarks/cpu_attention.py                                   # responses of up to 512 tokens
+    python3 benchmarks/cpu_attention.py --dtype bfloat16
+    python3 benchmarks/cpu_attention.py --longest 130 --heads 4 2 32      # tiny ones: 8 to 130 tokens, hidden size 128
+    python3 benchmarks/cpu_attention.py --longest 4096 --tokens 8192 --ways engine kernel products single grid
 """
 
 from __future__ import annotations
@@ -25,10 +30,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import record
-from verl.engines.attention import BucketGrid, attend_on_grid
+from verl.engines.attention import BucketGrid, attend_by_kernel, attend_on_grid
 from verl.engines.length_buckets import MAX_PADDING_SHARE
+from verl.engines.product_attention import causal_attention
 
-TOLERANCE = 1e-4
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
+WAYS = ("engine", "kernel", "products", "grid", "single", "mask")
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -71,27 +78,49 @@ def draw_lengths(kind: str, tokens: int, longest: int, seed: int = 0) -> list[in
     return lengths
 
 
-def ways(lengths: Sequence[int]) -> dict[str, Attend]:
-    """Prepare every way for some lengths; planning is not timed, the engines do it once for all layers.
+def ways(lengths: Sequence[int], names: Sequence[str] = WAYS) -> dict[str, Attend]:
+    """Prepare some ways for some lengths; planning is not timed, the engines do it once for all layers.
 
     Args:
         lengths: Tokens of each sequence.
+        names: Which ways.
 
     Returns:
         By name: from [1, H, T, D] queries, keys and values to [1, T, H, D].
     """
+    makers: dict[str, Callable[[], Attend]] = {
+        "engine": lambda: _on_grid(lengths, MAX_PADDING_SHARE, None),
+        "kernel": lambda: _on_grid(lengths, MAX_PADDING_SHARE, attend_by_kernel),
+        "products": lambda: _on_grid(lengths, MAX_PADDING_SHARE, causal_attention),
+        "grid": lambda: _on_grid(lengths, 1.0, attend_by_kernel),
+        "single": lambda: _on_grid(lengths, 0.0, attend_by_kernel),
+        "mask": lambda: _masked(lengths),
+    }
+    return {name: makers[name]() for name in names}
 
-    def on_grid(max_padding: float) -> Attend:
-        grid = BucketGrid.of(lengths, torch.device("cpu"), max_padding)
+
+def _on_grid(lengths: Sequence[int], max_padding: float, rectangle: Callable[..., torch.Tensor] | None) -> Attend:
+    grid = BucketGrid.of(lengths, torch.device("cpu"), max_padding)
+    if rectangle is None:
         return lambda q, k, v: attend_on_grid(q, k, v, grid, None)
 
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        parts = zip(*(grid.spread(x) for x in (q, k, v)), strict=True)
+        return grid.collect([rectangle(*part, None) for part in parts])
+
+    return attend
+
+
+def _masked(lengths: Sequence[int]) -> Attend:
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     mask = (owner[:, None] == owner[None, :]).tril()
 
-    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q32, k32, v32 = (x.float() for x in (q, k, v))  # as for the kernel, whose backward pass is slow in 16 bit
+        attended = F.scaled_dot_product_attention(q32, k32, v32, attn_mask=mask, enable_gqa=True)
+        return attended.transpose(1, 2).to(q.dtype)
 
-    return {"buckets": on_grid(MAX_PADDING_SHARE), "grid": on_grid(1.0), "single": on_grid(0.0), "mask": masked}
+    return attend
 
 
 def run_once(attend: Attend, tensors: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
@@ -112,28 +141,43 @@ def run_once(attend: Attend, tensors: Sequence[torch.Tensor]) -> tuple[float, li
     return seconds, [out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
 
 
-def compare(lengths: Sequence[int], heads: Heads, repeats: int) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True)
+class Rounds:
+    """How the ways are compared.
+
+    Args:
+        repeats: Rounds that count; one more warms up.
+        dtype: Of queries, keys and values.
+        names: Which ways; `engine`, with which the others are compared, always.
+    """
+
+    repeats: int
+    dtype: str = "float32"
+    names: Sequence[str] = WAYS
+
+
+def compare(lengths: Sequence[int], heads: Heads, rounds: Rounds) -> dict[str, dict[str, float]]:
     """Let the ways take turns.
 
     Args:
         lengths: Tokens of each sequence.
         heads: Shape of the attention.
-        repeats: Rounds that count; one more warms up.
+        rounds: How.
 
     Returns:
-        By way: median seconds, tokens per second, time relative to `buckets`, largest difference from `buckets`.
+        By way: median seconds, tokens per second, time relative to `engine`, largest difference from `engine`.
     """
     total = sum(lengths)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, n, total, heads.dim) for n in (heads.query, heads.key, heads.key)] + [
         (1, total, heads.query, heads.dim)
     ]
-    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
-    prepared = ways(lengths)
+    tensors = [torch.randn(shape, generator=generator).to(getattr(torch, rounds.dtype)) for shape in shapes]
+    prepared = ways(lengths, ["engine", *(name for name in rounds.names if name != "engine")])
     answers = {name: run_once(attend, tensors)[1] for name, attend in prepared.items()}
     times: dict[str, list[float]] = {name: [] for name in prepared}
     order = list(prepared)
-    for _ in range(repeats):
+    for _ in range(rounds.repeats):
         order.append(order.pop(0))  # what ran before leaves its traces in the caches
         for name in order:
             times[name].append(run_once(prepared[name], tensors)[0])
@@ -142,9 +186,9 @@ def compare(lengths: Sequence[int], heads: Heads, repeats: int) -> dict[str, dic
         name: {
             "seconds": seconds,
             "tokens_per_s": total / seconds,
-            "relative_time": seconds / medians["buckets"],
+            "relative_time": seconds / medians["engine"],
             "difference": max(
-                float((a - b).abs().max()) for a, b in zip(answers[name], answers["buckets"], strict=True)
+                float((a - b).float().abs().max()) for a, b in zip(answers[name], answers["engine"], strict=True)
             ),
         }
         for name, seconds in medians.items()
@@ -175,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a micro-batch")
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest sequence")
     parser.add_argument("--heads", type=int, nargs=3, default=(8, 2, 32), metavar=("H", "H_KV", "D"))
+    parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", help="JSON file; default: a dated one below outputs/benchmarks")
@@ -184,17 +230,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, worst = [], 0.0
     for kind in ("equal", "uniform", "tail"):
         lengths = draw_lengths(kind, options.tokens, options.longest)
-        found = compare(lengths, Heads(*options.heads), options.repeats)
-        padding = {"buckets": padding_share(lengths, MAX_PADDING_SHARE), "grid": padding_share(lengths, 1.0)}
+        found = compare(lengths, Heads(*options.heads), Rounds(options.repeats, options.dtype, options.ways))
+        padding = {"engine": padding_share(lengths, MAX_PADDING_SHARE), "grid": padding_share(lengths, 1.0)}
         result["results"][kind] = {"sequences": len(lengths), "tokens": sum(lengths), "padding": padding, "ways": found}
         worst = max(worst, *(way["difference"] for way in found.values()))
         for name, way in found.items():
             share = f"{padding[name]:.1%}" if name in padding else "-"
             rows.append([f"{kind}, {len(lengths)} sequences", name, f"{way['tokens_per_s']:,.0f}",
                          f"{way['relative_time']:.2f}", share])  # fmt: skip
-    sys.stdout.write(record.table(["lengths", "way", "tokens/s", "time / buckets", "padding"], rows) + "\n")
-    if worst > TOLERANCE:
-        sys.stderr.write(f"the ways disagree by {worst:.2g}, allowed is {TOLERANCE}: no result\n")
+    sys.stdout.write(record.table(["lengths", "way", "tokens/s", "time / engine", "padding"], rows) + "\n")
+    allowed = TOLERANCES[options.dtype]
+    if worst > allowed:
+        sys.stderr.write(f"the ways disagree by {worst:.2g}, allowed is {allowed}: no result\n")
         return 1
     sys.stdout.write(f"{record.write(result, options.out)}\n")
     return 0

@@ -6,7 +6,8 @@ runs a layer again from another thread, and two engines may share a process. No 
 
 On CUDA in 16 bit the kernel is torch's own variable-length attention. Elsewhere sequences of nearly equal lengths are
 laid out as [n, longest] for scaled-dot-product attention, one call for each such bucket: causal order alone keeps right
-padding out of every real token's sight. `benchmarks/cpu_attention.py` compares that with a mask and with one wide grid.
+padding out of every real token's sight. Short sequences in bfloat16 on a CPU go through `product_attention` instead.
+`benchmarks/cpu_attention.py` compares all of that with a mask and with one wide grid.
 
 Under sequence parallelism a rank holds a slice of the tokens; around the kernel it trades tokens for heads.
 """
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from verl.engines import product_attention
 from verl.engines.length_buckets import MAX_PADDING_SHARE, length_buckets
 from verl.engines.packing import PackedSequences
 from verl.engines.sequence_parallel import SequenceParallel
@@ -68,20 +70,19 @@ class BucketGrid:
         index = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
         return cls(index.to(device), tuple(shapes))
 
-    def spread(self, packed: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    def spread(self, packed: torch.Tensor) -> list[torch.Tensor]:
         """Lay packed tokens out.
 
         Args:
             packed: [1, H, T, D].
-            dtype: Of the result.
 
         Returns:
             [n, H, longest, D] for each rectangle, zeros where there is no token.
         """
         heads, dim = packed.shape[1], packed.shape[3]
         sizes = [n * longest for n, longest in self.shapes]
-        places = packed.new_zeros(sum(sizes), heads, dim, dtype=dtype)
-        places = places.index_copy(0, self.index, packed[0].transpose(0, 1).to(dtype))
+        places = packed.new_zeros(sum(sizes), heads, dim)
+        places = places.index_copy(0, self.index, packed[0].transpose(0, 1))
         return [
             part.view(n, longest, heads, dim).transpose(1, 2)
             for part, (n, longest) in zip(places.split(sizes), self.shapes, strict=True)
@@ -261,15 +262,40 @@ def attend_on_grid(
     Returns:
         [1, T, H, D].
     """
+    rectangles = zip(*(grid.spread(x) for x in (query, key, value)), strict=True)
+    return grid.collect([_attend_rectangle(q, k, v, scaling) for q, k, v in rectangles])
+
+
+def _attend_rectangle(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """[n, H, L, D] of the queries' dtype, by the fastest way for their kind."""
+    if product_attention.pays(query.device.type, query.dtype, query.shape[2]):
+        return product_attention.causal_attention(query, key, value, scaling)
+    return attend_by_kernel(query, key, value, scaling)
+
+
+def attend_by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attend with torch's kernel, for sequences of one length.
+
+    Args:
+        query: [n, H, L, D].
+        key: [n, H_kv, L, D].
+        value: [n, H_kv, L, D].
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+
+    Returns:
+        [n, H, L, D] in the dtype of the queries.
+    """
     # On the CPU the backward pass of this kernel is three times slower in 16 bit than in float32.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
     shares = query.shape[1] != key.shape[1]
-    rectangles = zip(*(grid.spread(x, dtype) for x in (query, key, value)), strict=True)
-    attended = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shares)
-        for q, k, v in rectangles
-    ]
-    return grid.collect(attended).to(query.dtype)
+    attended = F.scaled_dot_product_attention(
+        query.to(dtype), key.to(dtype), value.to(dtype), is_causal=True, scale=scaling, enable_gqa=shares
+    )
+    return attended.to(query.dtype)
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
