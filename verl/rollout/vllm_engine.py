@@ -18,7 +18,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from verl.rollout.base import FinishReason, Generation, GenerationRequest, RolloutSpec, SamplingSettings
 from verl.rollout.update_gate import UpdateGate
@@ -135,7 +134,7 @@ class VLLMEngine:
             await asyncio.wait({answer}, timeout=_ALIVE_POLL_S)
             if not answer.done() and self._engine.errored:
                 answer.cancel()
-                raise EngineDeadError()
+                raise RuntimeError("vLLM's engine process is gone (killed, or out of memory)")
         return answer.result()
 
     @property
