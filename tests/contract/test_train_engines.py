@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every training engine, on one and on two gloo ranks, does what a plain loop over transformers does."""
+"""Every training engine, on one, two and four gloo ranks, does what a plain loop over transformers does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.helpers.tiny_models import save_tiny_model, tiny_model
 pytest.importorskip("megatron.core", reason="megatron-core is not installed")
 
 from tests.helpers.engine_contract import (
-    ONE_RANK,
+    CASES_BY_SIZE,
+    POISONED,
     RESUMED,
     SAVED_STEPS,
     TWO_RANKS,
@@ -28,13 +29,14 @@ from tests.helpers.engine_contract import (
     show_all,
 )
 
-EVERY = [(size, name) for size, cases in ((1, ONE_RANK), (2, TWO_RANKS)) for name in cases]
+EVERY = [(size, name) for size, cases in CASES_BY_SIZE.items() for name in cases]
 EXACT = [(size, name) for size, name in EVERY if "bf16" not in name]
+TIED = (True, "none")
 MIDDLE = range(SAVED_STEPS, NUM_STEPS)
 
 
 def case_of(size: int, name: str) -> EngineCase:
-    return (ONE_RANK if size == 1 else TWO_RANKS)[name]
+    return CASES_BY_SIZE[size][name]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +51,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """What each rank of each world size showed."""
     with one_rank_group():
-        one = [show_all(folder, ONE_RANK)]
-    two = start_ranks(2, folder, partial(show_all, folder, TWO_RANKS))
+        one = [show_all(folder, CASES_BY_SIZE[1])]
+    more = {size: start_ranks(size, folder, partial(show_all, folder, CASES_BY_SIZE[size])) for size in (2, 4)}
     with one_rank_group():
         one[0]["resumed"] = resume_all(folder)
         one[0]["refusals"] = refusals(folder)
-    return {1: one, 2: two}
+    return {1: one, **more}
 
 
 @pytest.fixture(scope="module")
-def plain() -> dict[bool, dict[str, Any]]:
-    return {tied: plain_loop(tiny_model(tied), Case(tied=tied)) for tied in (True, False)}
+def plain() -> dict[tuple[bool, str], dict[str, Any]]:
+    problems = {(case.case.tied, case.case.correction) for cases in CASES_BY_SIZE.values() for case in cases.values()}
+    return {(tied, how): plain_loop(tiny_model(tied), Case(tied=tied, correction=how)) for tied, how in problems}
 
 
 def assert_weights(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], atol: float = 5e-5) -> None:
@@ -76,7 +79,8 @@ def assert_steps(history: list[dict[str, float]], reference: dict[str, Any], ste
 
 @pytest.mark.parametrize(("size", "name"), EXACT)
 def test_five_steps_equal_the_plain_loop(size: int, name: str, ranks: dict, plain: dict) -> None:
-    reference = plain[case_of(size, name).case.tied]
+    case = case_of(size, name).case
+    reference = plain[case.tied, case.correction]
     for rank in ranks[size]:
         assert_steps(rank[name]["history"], reference, range(NUM_STEPS))
         assert_weights(rank[name]["weights"], reference["weights"])
@@ -112,33 +116,36 @@ def test_log_probs_and_entropy_equal_plain_transformers(size: int, name: str, ra
 
 @pytest.mark.parametrize(("size", "name"), EVERY)
 def test_data_parallel_numbers(size: int, name: str, ranks: dict) -> None:
-    dp_size = case_of(size, name).dp_size
-    expected = [(rank if dp_size == size else 0, dp_size) for rank in range(size)]
+    case = case_of(size, name)
+    expected = [(case.dp_rank(rank), case.dp_size) for rank in range(size)]
+    assert sorted({rank for rank, _ in expected}) == list(range(case.dp_size))
     assert [rank[name]["dp"] for rank in ranks[size]] == expected
 
 
-@pytest.mark.parametrize("name", TWO_RANKS)
-def test_both_ranks_report_the_same(name: str, ranks: dict) -> None:
-    first, second = (rank[name] for rank in ranks[2])
-    assert first["history"] == second["history"]
-    assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, name in EVERY if size > 1])
+def test_all_ranks_report_the_same(size: int, name: str, ranks: dict) -> None:
+    first, *others = (rank[name] for rank in ranks[size])
+    assert len(others) == size - 1
+    for other in others:
+        assert first["history"] == other["history"]
+        assert all(torch.equal(first["weights"][key], other["weights"][key]) for key in first["weights"])
 
 
 @pytest.mark.parametrize("name", [name for name in TWO_RANKS if "bf16" in name])
 def test_sixteen_bit_compute_stays_near_float32(name: str, ranks: dict, plain: dict) -> None:
     history = ranks[2][0][name]["history"]
-    assert [m["actor/loss"] for m in history] == pytest.approx(plain[True]["losses"], rel=0.05, abs=0.02)
-    assert [m["actor/grad_norm"] for m in history] == pytest.approx(plain[True]["norms"], rel=0.1)
+    assert [m["actor/loss"] for m in history] == pytest.approx(plain[TIED]["losses"], rel=0.05, abs=0.02)
+    assert [m["actor/grad_norm"] for m in history] == pytest.approx(plain[TIED]["norms"], rel=0.1)
 
 
 @pytest.mark.parametrize(("size", "saved", "name"), RESUMED)
 def test_training_goes_on_on_other_ranks(size: int, saved: str, name: str, ranks: dict, plain: dict) -> None:
     for rank in ranks[size]:
         resumed = rank["resumed"][f"{saved} -> {name}"]
-        assert_steps(resumed["trained"]["history"], plain[True], MIDDLE)
-        assert_weights(resumed["trained"]["weights"], plain[True]["weights"])
+        assert_steps(resumed["trained"]["history"], plain[TIED], MIDDLE)
+        assert_weights(resumed["trained"]["weights"], plain[TIED]["weights"])
         # Saved before the first step: nothing about the start has changed.
-        assert_steps(resumed["fresh"]["history"], plain[True], range(2))
+        assert_steps(resumed["fresh"]["history"], plain[TIED], range(2))
 
 
 @pytest.mark.parametrize("name", ["megatron dp", "megatron dp distributed optimizer", "megatron tp+sp", "megatron pp"])
@@ -148,7 +155,18 @@ def test_a_gradient_that_is_no_number_skips_the_step_on_all_ranks(name: str, ran
         assert skip["metrics"]["actor/skipped_steps"] == 1.0
         assert all(torch.equal(skip["before"][key], weight) for key, weight in skip["after"].items())
         # Neither schedule nor moments have moved: the next good step is the first of the plain loop.
-        assert_steps([skip["next"]], plain[True], range(1))
+        assert_steps([skip["next"]], plain[TIED], range(1))
+
+
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size, names in POISONED.items() for name in names])
+def test_a_part_of_the_gradient_that_is_no_number_skips_the_step_on_all_ranks(
+    size: int, name: str, ranks: dict, plain: dict
+) -> None:
+    for rank in ranks[size]:
+        found = rank["poisoned"][name]
+        assert found["report"].is_skipped and found["report"].grad_norm != found["report"].grad_norm
+        assert all(torch.equal(found["before"][key], weight) for key, weight in found["after"].items())
+        assert_steps([found["next"]], plain[TIED], range(1))
 
 
 @pytest.mark.parametrize("name", ["sharded", "bf16 resumed"])
@@ -175,7 +193,7 @@ def test_gradients_of_two_passes_add_up(name: str, ranks: dict) -> None:
     assert norms["twice"] == pytest.approx(2 * norms["once"], rel=1e-5)
 
 
-@pytest.mark.parametrize("saved", ["1 megatron", "2 dp", "2 tp", "2 pp", "2 fsdp2"])
+@pytest.mark.parametrize("saved", ["1 megatron", "2 dp", "2 tp", "2 pp", "2 fsdp2", "4 tp+pp"])
 def test_export_loads_in_transformers(saved: str, folder: Path, ranks: dict) -> None:
     hf, report = AutoModelForCausalLM.from_pretrained(folder / f"saved {saved}" / "hf", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]

@@ -11,15 +11,16 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from tests.helpers.tiny_models import random_padded, tiny_model
 from verl.algorithms.policy_losses import ClipSettings
+from verl.algorithms.rollout_correction import CorrectionSettings
 from verl.engines.base import EngineSpec, HeadRequest, OptimizerSpec, PrecisionSpec, ShardingSpec, TrainEngine
 from verl.engines.fsdp.engine import FSDPEngine
 from verl.engines.micro_batches import MicroBatchSpec
@@ -37,6 +38,7 @@ CLIP_GRAD = 0.5
 WIDTHS = ([3, 9, 1, 5, 2, 7, 4, 6], [7, 1, 12, 4, 9, 3, 2, 5])
 OPTIMIZER = OptimizerSpec(lr=LR, weight_decay=0.1, clip_grad=CLIP_GRAD, warmup_steps=2)
 CLIP = ClipSettings(0.1, 0.2, 3.0)
+CAP = 1.1
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,20 @@ class Case:
 
     tied: bool = True
     gradient_checkpointing: bool = False
+    compile_layers: bool = False
     compute: str = "float32"
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
     micro: MicroBatchSpec = field(default_factory=lambda: MicroBatchSpec(max_tokens=25))
     loss_agg_mode: str = "token-mean"
+    # Importance weights of the policy loss: none, a column of the batch, or computed in the loss.
+    correction: Literal["none", "column", "live"] = "none"
 
 
 CASES: dict[str, Case] = {
     "plain": Case(),
     "untied": Case(tied=False),
     "checkpointing": Case(gradient_checkpointing=True),
+    "compiled": Case(compile_layers=True, gradient_checkpointing=True),
     "one_micro_batch": Case(micro=MicroBatchSpec()),
     "fixed_size": Case(micro=MicroBatchSpec(max_sequences=1)),
     "padded": Case(micro=MicroBatchSpec(max_tokens=40, padded=True)),
@@ -85,6 +91,16 @@ def training_batch(step: int, tied: bool = True) -> PolicyBatch:
     )
 
 
+@functools.cache
+def batch_of(case: Case, step: int) -> PolicyBatch:
+    """The batch of one step of a case: with a column of importance weights if it wants one."""
+    batch = training_batch(step, case.tied)
+    if case.correction != "column":
+        return batch
+    weights = 2 * torch.rand(batch.responses.shape, generator=torch.Generator().manual_seed(200 + step))
+    return replace(batch, rollout_is_weights=weights)
+
+
 def rank_share(batch: PolicyBatch, rank: int, world_size: int) -> PolicyBatch:
     """Rows of one rank: contiguous, equally many."""
     size = len(batch) // world_size
@@ -100,6 +116,7 @@ def engine_spec(model_path: str, case: Case) -> EngineSpec:
         precision=PrecisionSpec(compute=case.compute),
         sharding=case.sharding,
         gradient_checkpointing=case.gradient_checkpointing,
+        compile_layers=case.compile_layers,
         head_chunk_size=5,
     )
 
@@ -115,6 +132,7 @@ def update_spec(case: Case, num_rows: int) -> PolicyUpdateSpec:
         entropy_coeff=ENTROPY_COEFF,
         kl_loss_coef=KL_COEF,
         kl_loss_type="k3",
+        live_correction=CorrectionSettings("token", CAP) if case.correction == "live" else None,
     )
 
 
@@ -122,7 +140,7 @@ def train(engine: TrainEngine, case: Case, steps: range) -> list[dict[str, float
     """Make some of the steps; returns the metrics of each."""
     history = []
     for step in steps:
-        share = rank_share(training_batch(step, case.tied), engine.dp_rank, engine.dp_size)
+        share = rank_share(batch_of(case, step), engine.dp_rank, engine.dp_size)
         history.append(update_policy(engine, share, update_spec(case, len(share))))
     return history
 
@@ -144,7 +162,7 @@ def plain_loop(model: torch.nn.Module, case: Case, num_steps: int = NUM_STEPS) -
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (step + 1) / OPTIMIZER.warmup_steps)
-        loss = _plain_loss(model, training_batch(step, case.tied), case.loss_agg_mode)
+        loss = _plain_loss(model, batch_of(case, step), case)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)))
         losses.append(loss.item())
@@ -163,7 +181,7 @@ def plain_log_probs(model: torch.nn.Module, batch: Any, row: int) -> tuple[torch
     return table.gather(-1, response[:, None])[:, 0], -(table.exp() * table).sum(-1)
 
 
-def _plain_loss(model: torch.nn.Module, batch: PolicyBatch, loss_agg_mode: str) -> torch.Tensor:
+def _plain_loss(model: torch.nn.Module, batch: PolicyBatch, case: Case) -> torch.Tensor:
     per_sequence = []
     for row in range(len(batch)):
         log_probs, entropies = plain_log_probs(model, batch, row)
@@ -174,11 +192,16 @@ def _plain_loss(model: torch.nn.Module, batch: PolicyBatch, loss_agg_mode: str) 
             policy = -torch.minimum(ratio * advantage, clipped * advantage)
             if advantage < 0:
                 policy = torch.minimum(policy, -advantage * CLIP.clip_ratio_c)
+            if batch.rollout_is_weights is not None:
+                policy = policy * batch.rollout_is_weights[row, t]
+            if case.correction == "live":
+                policy = -ratio.detach().clamp(max=CAP) * advantage * log_prob
+                policy = policy - policy.detach() - ratio.detach().clamp(max=CAP) * advantage
             difference = batch.ref_log_prob[row, t] - log_prob
             kl = difference.exp() - difference - 1
             terms.append(policy + KL_COEF * kl - ENTROPY_COEFF * entropy)
         per_sequence.append(torch.stack(terms))
-    if loss_agg_mode == "token-mean":
+    if case.loss_agg_mode == "token-mean":
         return torch.cat(per_sequence).mean()
     return torch.stack([terms.mean() for terms in per_sequence]).mean()
 

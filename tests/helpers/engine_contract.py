@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.distributed.tensor import DTensor
 
 from tests.helpers.engine_cases import (
     CASES,
@@ -58,6 +59,12 @@ class EngineCase:
     megatron: MegatronSpec = field(default_factory=MegatronSpec)
     dp_size: int = 1
 
+    def dp_rank(self, rank: int) -> int:
+        """The share of a batch that a rank must work on: neighbours share sequences or matrices, stages lie far."""
+        neighbours = self.case.sharding.sequence_parallel
+        neighbours *= self.megatron.tensor_parallel if self.strategy == "megatron" else 1
+        return rank // neighbours % self.dp_size
+
     def spec(self, folder: Path) -> EngineSpec:
         path = str(folder / FOLDERS[self.case.tied])
         return replace(engine_spec(path, self.case), strategy=self.strategy, megatron=self.megatron)
@@ -68,6 +75,7 @@ _TP_SP = MegatronSpec(tensor_parallel=2)
 _PP = MegatronSpec(pipeline_parallel=2)
 _PAIR = ShardingSpec(sequence_parallel=2)
 _CHECKPOINTING, _PADDED, _UNTIED = CASES["checkpointing"], CASES["padded"], CASES["untied"]
+_WEIGHTS, _LIVE_WEIGHTS = Case(correction="column"), Case(correction="live")
 
 ONE_RANK: dict[str, EngineCase] = {
     "fsdp2": EngineCase("fsdp2"),
@@ -98,7 +106,22 @@ TWO_RANKS: dict[str, EngineCase] = {
     "megatron pp checkpointing": EngineCase("megatron", _CHECKPOINTING, _PP),
     "megatron bf16": EngineCase("megatron", CASES["bf16"], dp_size=2),
     "megatron tp bf16": EngineCase("megatron", CASES["bf16"], replace(_TP, distributed_optimizer=False)),
+    "fsdp2 weights": EngineCase("fsdp2", _WEIGHTS, dp_size=2),
+    "fsdp2 live weights": EngineCase("fsdp2", _LIVE_WEIGHTS, dp_size=2),
+    "megatron tp+sp weights": EngineCase("megatron", _WEIGHTS, _TP_SP),
+    "megatron pp live weights": EngineCase("megatron", _LIVE_WEIGHTS, _PP),
 }
+_TP_PP = MegatronSpec(tensor_parallel=2, pipeline_parallel=2)
+FOUR_RANKS: dict[str, EngineCase] = {
+    "fsdp2 shared sequences in two groups": EngineCase("fsdp2", Case(sharding=_PAIR), dp_size=2),
+    "megatron tp+sp+pp": EngineCase("megatron", Case(), replace(_TP_PP, distributed_optimizer=False)),
+    "megatron tp+sp+pp padded": EngineCase("megatron", _PADDED, _TP_PP),
+    "megatron tp+sp+pp untied checkpointing": EngineCase("megatron", replace(_CHECKPOINTING, tied=False), _TP_PP),
+    "megatron tp+sp dp distributed optimizer": EngineCase("megatron", Case(), _TP_SP, dp_size=2),
+    "megatron tp+sp dp untied padded": EngineCase("megatron", replace(_PADDED, tied=False), _TP_SP, dp_size=2),
+    "megatron pp dp checkpointing": EngineCase("megatron", _CHECKPOINTING, _PP, dp_size=2),
+}
+CASES_BY_SIZE = {1: ONE_RANK, 2: TWO_RANKS, 4: FOUR_RANKS}
 # Written by one world size, read by the other.
 SAVED: dict[int, dict[str, EngineCase]] = {
     1: {"fsdp2": ONE_RANK["fsdp2"], "megatron": EngineCase("megatron", Case(), PLAIN_STATES)},
@@ -108,6 +131,7 @@ SAVED: dict[int, dict[str, EngineCase]] = {
         "tp": EngineCase("megatron", Case(), replace(_TP_SP, distributed_optimizer=False)),
         "pp": TWO_RANKS["megatron pp"],
     },
+    4: {"tp+pp": FOUR_RANKS["megatron tp+sp+pp"]},
 }
 # World size that reads, folder it reads, case it goes on with.
 RESUMED: tuple[tuple[int, str, str], ...] = (
@@ -115,11 +139,19 @@ RESUMED: tuple[tuple[int, str, str], ...] = (
     (1, "2 dp", "megatron"),
     (1, "2 tp", "megatron"),
     (1, "2 pp", "megatron"),
+    (1, "4 tp+pp", "megatron"),
     (2, "1 fsdp2", "fsdp2"),
     (2, "1 megatron", "dp"),
     (2, "1 megatron", "tp"),
     (2, "1 megatron", "pp"),
+    (4, "2 tp", "tp+pp"),
 )
+# A number that is none in one rank's part of the gradient must keep all ranks from stepping.
+POISONED: dict[int, tuple[str, ...]] = {
+    1: (),
+    2: ("fsdp2", "megatron dp", "megatron dp distributed optimizer", "megatron tp+sp", "megatron pp"),
+    4: ("megatron tp+sp+pp", "megatron tp+sp dp distributed optimizer"),
+}
 SHARDED = EngineCase("megatron", dp_size=2)
 BF16_TP = TWO_RANKS["megatron tp bf16"]
 
@@ -210,6 +242,27 @@ def skip_case(stage: Stage, case: EngineCase) -> dict[str, Any]:
         }
 
 
+def poisoned_gradient_case(stage: Stage, case: EngineCase) -> dict[str, Any]:
+    """The last rank alone holds a number that is none in its part of the gradient, whatever the loss was."""
+    with stage.engine(case) as engine:
+        share = rank_share(training_batch(0), engine.dp_rank, engine.dp_size)
+        before = weights_of(engine)
+        packed = [share.sequences.pack(range(len(share)))]
+        engine.forward_backward(packed, HeadRequest(), lambda _, out: (out.log_probs.sum(), {}))
+        if dist.get_rank() == dist.get_world_size() - 1:
+            own_gradients(engine)[0].view(-1)[0] = float("nan")
+        report = engine.optimizer_step()
+        after, spec = weights_of(engine), update_spec(case.case, len(share))
+        return {"report": report, "before": before, "after": after, "next": update_policy(engine, share, spec)}
+
+
+def own_gradients(engine: Any) -> list[torch.Tensor]:
+    """This rank's parts of the gradient, where the engine keeps them."""
+    found = [getattr(p, "main_grad", p.grad) for p in engine.module.parameters() if p.requires_grad]
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in found]
+    return [grad for grad in local if grad.numel()]
+
+
 def distributed_optimizer_case(stage: Stage) -> dict[str, Any]:
     """Save in the middle on these ranks, go on from there on the same ones."""
     folder = str(stage.folder / "sharded")
@@ -267,6 +320,7 @@ def show_all(folder: Path, cases: Mapping[str, EngineCase]) -> dict[str, Any]:
     results: dict[str, Any] = {name: run_case(stage, case) for name, case in cases.items()}
     for name, case in SAVED[stage.world_size].items():
         save_case(stage, name, case)
+    results["poisoned"] = {name: poisoned_gradient_case(stage, cases[name]) for name in POISONED[stage.world_size]}
     if stage.world_size == 2:
         results["skip"] = {
             name: skip_case(stage, cases[name])
@@ -275,6 +329,7 @@ def show_all(folder: Path, cases: Mapping[str, EngineCase]) -> dict[str, Any]:
         results["sharded"] = distributed_optimizer_case(stage)
         results["bf16 resumed"] = bf16_round_trip(stage)
         results["adds_up"] = {name: gradient_adds_up(stage, cases[name]) for name in ("megatron dp", "megatron pp")}
+    if stage.world_size > 1:
         results["resumed"] = resume_all(folder)
     return results
 
