@@ -16,8 +16,8 @@ from verl.config.problems import Problem
 from verl.config.reward_checks import reward_problems
 from verl.config.rollout_checks import rollout_problems
 from verl.config.serving_checks import ServingNeeds, find_serving_problems
-from verl.config.weight_sync_checks import weight_sync_problems
 from verl.config.sglang_checks import sglang_training_problems
+from verl.config.weight_sync_checks import weight_sync_problems
 
 if TYPE_CHECKING:
     from verl.config.root import PPOTrainerConfig
