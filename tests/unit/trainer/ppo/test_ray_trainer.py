@@ -18,7 +18,7 @@ from verl.data.sampler import LoaderSettings, build_dataloader
 from verl.protocol import DataProto
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.utils.async_loop import BackgroundLoop
-from verl.weight_sync.base import SyncReport
+from verl.weight_sync.base import SyncReport, WeightSyncFailedError
 
 PROMPTS, GROUP, STEPS = 2, 2, 5
 
@@ -163,6 +163,26 @@ def test_a_run_that_broke_off_goes_on_with_the_next_prompts(
 
 async def _a_moment() -> None:
     return None
+
+
+def test_after_a_weight_sync_that_failed_no_group_is_handed_over(loop: BackgroundLoop, tmp_path: Path) -> None:
+    run = Run(loop, tmp_path, 1, "actor_rollout_ref.rollout.in_flight_update=keep")
+    run.server.closed = {"step2"}
+    begun: list[list[int]] = []
+
+    def fail_after_the_first(version: int, verify: bool) -> list[SyncReport]:
+        if version == 2:
+            begun.append(run.begun())
+            raise WeightSyncFailedError("weight sync: rollout server 0 of 1 died")
+        return ScriptedRanks.sync_weights(run.ranks, version, verify)
+
+    run.ranks.sync_weights = fail_after_the_first  # type: ignore[method-assign]
+    with pytest.raises(WeightSyncFailedError, match="server 0 of 1 died. There is no checkpoint"):
+        run.trainer.fit()
+    while run.server.in_flight:
+        loop.run(_a_moment())
+    assert begun == [[1, 2]] and run.begun() == [1, 2]
+    assert len(run.server.cancelled) == PROMPTS
 
 
 @pytest.mark.parametrize("in_flight_update", ["wait", "keep"])

@@ -9,11 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.rollouts import GatedServer, prompt_rows, rollout_runtime
+from tests.helpers.rollouts import GatedServer, TruthVerifier, prompt_rows, rollout_runtime
 from verl.config import ActorRolloutRefConfig, AlgorithmConfig, DataConfig, PPOTrainerConfig, RolloutConfig
 from verl.config.actor import ActorConfig
 from verl.config.reward import RewardModelConfig
+from verl.rewards.loop import LoopSettings, RewardFailedError, RewardLoop
+from verl.rewards.manager import ManagerSettings, get_reward_manager_cls
+from verl.rewards.prm.types import ScoreRequest, StepLogits
 from verl.trainer.ppo.rollout_stage import RolloutStage
+from verl.trainer.ppo.rollout_stream import SubmitSettings
 from verl.utils.async_loop import BackgroundLoop
 
 CONFIG = PPOTrainerConfig(
@@ -97,6 +101,21 @@ def test_rows_are_dealt_to_the_ranks_by_length(loop: BackgroundLoop) -> None:
     scoring.result(timeout=20)
     per_rank = batch.batch["response_mask"].sum(dim=1).reshape(2, 4).sum(dim=1)
     assert per_rank.tolist() == [20, 20]  # as they came it would be 30 and 10
+
+
+def test_a_score_that_is_missing_ends_the_batch_while_others_still_generate(loop: BackgroundLoop) -> None:
+    async def fail(request: ScoreRequest) -> StepLogits:
+        raise ConnectionError("gone")
+
+    server = GatedServer()
+    server.closed = {"step1-19"}  # it is not waited for
+    runtime = rollout_runtime([server], loop, SubmitSettings(max_in_flight_groups=1))
+    manager = get_reward_manager_cls("naive")(ManagerSettings())
+    runtime.reward_loop = RewardLoop(TruthVerifier(), manager, fail, LoopSettings(on_error="stop"))
+    pending = RolloutStage(CONFIG, runtime).start(prompt_rows(list(range(20))), 1)
+    with pytest.raises(RewardFailedError, match="uid=step1-.*on_error=stop"):
+        pending.result()
+    assert pending.has_failed
 
 
 def test_a_batch_that_is_given_up_is_neither_sampled_nor_scored_on(loop: BackgroundLoop) -> None:
