@@ -37,6 +37,7 @@ class Work:
         equal: Every response is as long as allowed.
         steps: Training steps.
         lr: Learning rate; so small that the untrained policy stays what it is.
+        compiled: torch.compile in the update; TRL compiles anew in its first three steps.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Work:
     equal: bool
     steps: int
     lr: float = 1e-6
+    compiled: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def verl_command(work: Work, run: Run, folder: Path, further: Sequence[str] = ()
         "actor_rollout_ref.model.path": work.model,
         "actor_rollout_ref.model.enable_gradient_checkpointing": False,
         f"{actor}.optim.lr": work.lr,
-        f"{actor}.use_torch_compile": True,
+        f"{actor}.use_torch_compile": work.compiled,
         f"{actor}.ppo_mini_batch_size": work.prompts,
         f"{actor}.fsdp_config.mixed_precision.param_dtype": run.dtype,
         f"{rollout}.dtype": run.dtype,

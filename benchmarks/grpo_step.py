@@ -116,6 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             max_response=arguments.response,
             equal=arguments.lengths == "equal",
             steps=arguments.steps,
+            compiled=not arguments.plain,
         )
         for run in arguments.runs:
             folder = base / run.name.replace(":", "-")
@@ -176,8 +177,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8, help="responses to each prompt")
     parser.add_argument("--prompt", type=int, default=32, help="longest prompt, tokens")
     parser.add_argument("--response", type=int, default=128, help="longest response, tokens")
-    parser.add_argument("--steps", type=int, default=6, help="training steps of a run")
-    parser.add_argument("--skip", type=int, default=2, help="first steps that are not counted")
+    parser.add_argument("--steps", type=int, default=8, help="training steps of a run")
+    parser.add_argument("--skip", type=int, default=4, help="first steps that are not counted (TRL compiles in three)")
+    parser.add_argument("--plain", action="store_true", help="no torch.compile in the update, on either side")
     parser.add_argument("--trl_venv", default=str(record.REPO / ".cache" / "trl"), help="environment of TRL")
     parser.add_argument("--limit_s", type=float, default=900.0, help="longest time of one run, seconds")
     parser.add_argument("--out", help="result file; default: a dated one in outputs/benchmarks/")

@@ -105,6 +105,7 @@ def trainer_config(settings: dict[str, Any], processes: int) -> GRPOConfig:
         dataloader_pin_memory=False,
         dataloader_num_workers=0,
         seed=0,
+        torch_compile=settings["compiled"],
     )
 
 
