@@ -2,11 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Environment, then the tests: `bash scripts/test.sh [pytest arguments]`. Linters and type check are tests as well
 # (tests/architecture). VERL_VENV names another environment folder than .venv.
+# `bash scripts/test.sh --sglang [pytest arguments]` makes SGLang's environment too and runs the tests that need it.
 set -euo pipefail
 
 repo=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 venv=${VERL_VENV:-$repo/.venv}
 bash "$repo/scripts/setup_env.sh" "$venv"
+if [[ ${1:-} == --sglang ]]; then
+    shift
+    bash "$repo/scripts/setup_sglang_env.sh"
+    set -- -m sglang "$@"
+fi
 
 # One thread per process: on few cores two OpenMP threads beside another process were measured 35 times slower.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false

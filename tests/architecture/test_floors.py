@@ -63,7 +63,7 @@ FACE_LINES = 20
 HEAVY = {
     "ray": ("verl/single_controller/*", "verl/workers/*", "verl/trainer/*"),
     "vllm": ("verl/rollout/vllm_engine.py", "verl/weight_sync/*vllm*.py", "verl/workers/*vllm*.py"),
-    "sglang": ("verl/rollout/sglang_engine.py",),
+    "sglang": (),  # it lives in an environment of its own and is spoken to over HTTP
     "megatron": ("verl/engines/megatron/*",),
     "peft": ("verl/engines/lora.py",),
     "omegaconf": ("verl/config/*", "verl/trainer/main_ppo.py", "verl/trainer/*main*.py"),

@@ -58,6 +58,7 @@ class SGLangEngine:
         self._channel: SGLangWeightChannel | None = None
         self._num_ranks = spec.tensor_parallel_size
         self._policy_version = 0
+        self._heeds_seeds = False
         self._gate = UpdateGate()
 
     async def start(self) -> None:
@@ -71,6 +72,9 @@ class SGLangEngine:
         await self._wait_until_healthy()
         info = await self._client.get("/server_info")
         self._num_ranks = check_server(url, info)
+        self._heeds_seeds = bool(info.get("enable_deterministic_inference"))
+        if self._spec.enable_sleep_mode:
+            logger.warning("SGLang servers keep their memory between rollouts: free_cache_engine has no effect")
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """See `RolloutEngine.generate`.
@@ -78,6 +82,9 @@ class SGLangEngine:
         Raises:
             RuntimeError: The server refused the request, or is gone.
         """
+        if request.sampling.seed is not None and not self._heeds_seeds:
+            self._heeds_seeds = True  # said once
+            logger.warning("SGLang heeds the seeds of requests with server_args.enable_deterministic_inference only")
         body = {
             "input_ids": request.prompt_token_ids,
             "sampling_params": sampling_params(request.sampling),
@@ -117,7 +124,7 @@ class SGLangEngine:
         self._gate.open()
 
     async def sleep(self) -> None:
-        """See `RolloutEngine.sleep`; refused by the configuration: the server keeps its memory."""
+        """See `RolloutEngine.sleep`; the server keeps its memory, which `start` has said."""
 
     async def wake(self) -> None:
         """See `RolloutEngine.wake`."""

@@ -54,6 +54,7 @@ class SGLangWeightChannel:
         self._name = f"verl-weights-{os.getpid()}-{id(self):x}"
         self._store: Any = None
         self._group: Any = None
+        self._is_broken = False
 
     async def open(self, num_ranks: int) -> None:
         """Make the process group; the server joins it.
@@ -92,7 +93,7 @@ class SGLangWeightChannel:
             WeightDigestError: The bytes in the file are not those that were sent; nothing has gone to the server.
             SGLangError: The server could not take them in; the group cannot be used again.
         """
-        assert self._group is not None, "open() was not awaited, or an earlier update failed"
+        assert self._group is not None and not self._is_broken, "open() was not awaited, or an earlier update failed"
         for bucket in buckets(list(read_bundle(manifest)), BUCKET_BYTES):
             message = {
                 "names": [name for name, _ in bucket],
@@ -105,7 +106,7 @@ class SGLangWeightChannel:
             try:
                 await _both(self._client.post("/update_weights_from_distributed", message), sent)
             except RuntimeError:
-                self._group = None  # the next broadcast would meet the rest of this one
+                self._is_broken = True  # the next broadcast would meet the rest of this one
                 raise
 
     async def finish(self, version: int) -> None:
@@ -120,9 +121,10 @@ class SGLangWeightChannel:
 
     async def close(self) -> None:
         """Leave the group; a server that goes on leaves it, too."""
-        if self._group is not None:
-            with contextlib.suppress(SGLangError):  # it may be gone, and then there is nothing to leave
-                await self._client.post("/destroy_weights_update_group", {"group_name": self._name})
+        if self._group is None or self._is_broken:  # a broken group waits for its last broadcast before it ends
+            return
+        with contextlib.suppress(SGLangError):  # it may be gone, and then there is nothing to leave
+            await self._client.post("/destroy_weights_update_group", {"group_name": self._name})
         self._group = self._store = None
 
     def _join(self, world_size: int) -> Any:

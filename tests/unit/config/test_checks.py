@@ -20,8 +20,6 @@ CORRECTION = "algorithm.rollout_correction"
 @pytest.mark.parametrize(
     ("refused", "said", "accepted"),
     [
-        # names that are not built
-        ([f"{ROLLOUT}.name=sglang"], "is not built yet; allowed: vllm | hf", [f"{ROLLOUT}.name=hf"]),
         # batch sizes
         (
             ["data.train_batch_size=128"],

@@ -312,6 +312,9 @@ def test_engine_arguments_of_one_engine() -> None:
     key = "actor_rollout_ref.rollout.engine_kwargs"
     loaded = load(f"{key}.vllm.block_size=32", f"{key}.seed=1", f"+{key}.vllm.swap_space=4", f"+{key}.sglang={{}}")
     assert loaded.config.actor_rollout_ref.rollout.engine_kwargs == {"block_size": 32, "seed": 1}
+    served = load("actor_rollout_ref.rollout.name=sglang", f"+{key}.sglang.attention_backend=fa3").config
+    assert served.actor_rollout_ref.rollout.sglang.server_args == {"attention_backend": "fa3"}
+    assert served.actor_rollout_ref.rollout.engine_kwargs == {}
     assert load(f"{key}={{vllm:{{a:1}},b:2}}").config.actor_rollout_ref.rollout.engine_kwargs == {"a": 1, "b": 2}
 
 

@@ -141,3 +141,32 @@ def test_gpu_stack_refuses_a_wrong_switch(recorder: Path) -> None:
     done = run_script("scripts/install_vllm_sglang_mcore.sh", USE_SGLANG="yes", PYTHON=str(recorder))
     assert done.returncode == 2
     assert "USE_SGLANG=yes: allowed are 0 and 1" in done.stderr
+
+
+def set_up_sglang(recorder: Path, calls: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    folder = str(recorder.parent / "sglang")
+    defaults = {"VERL_ENV": "cpu", "PYTHON": str(recorder), "CALLS": str(calls)}
+    return run_script("scripts/setup_sglang_env.sh", folder, **(defaults | variables))
+
+
+def test_sglang_gets_an_environment_in_steps(recorder: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    done = set_up_sglang(recorder, calls)
+    assert done.returncode == 0, done.stderr
+    lines = calls.read_text().splitlines()
+    order = ["requirements/torch.txt", "requirements/sglang-cpu.txt", "--no-deps sglang=="]
+    assert len(lines) == len(order)
+    assert all(text in line for text, line in zip(order, lines, strict=True)), lines
+    calls.unlink()
+    assert set_up_sglang(recorder, calls).stdout == ""  # the second call does nothing
+    assert not calls.exists()
+
+
+def test_sglang_on_a_gpu_machine_and_where_a_step_fails(recorder: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    failed = set_up_sglang(recorder, calls, VERL_ENV="gpu", FAIL_ON="sglang.txt")
+    assert failed.returncode == 2
+    assert "step 'GPU stack' failed" in failed.stderr
+    assert calls.read_text().splitlines()[0].endswith(f"-r {ROOT}/requirements/sglang.txt")
+    refused = set_up_sglang(recorder, calls, VERL_ENV="tpu")
+    assert (refused.returncode, "VERL_ENV=tpu: allowed are cpu and gpu" in refused.stderr) == (2, True)

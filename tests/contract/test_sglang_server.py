@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real SGLang server as a process: joined by its URL, killed, and orphaned; asked for with `-m sglang`."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.contract.test_rollout_engines import HEADS
+from tests.helpers.sglang import real_settings
+from tests.helpers.tiny_models import tiny_model
+from verl.rollout.base import GenerationRequest, RolloutSpec, SamplingSettings
+from verl.rollout.sglang_engine import SGLangEngine
+from verl.weight_sync.bundle import write_bundle
+
+pytestmark = [pytest.mark.sglang, pytest.mark.opt_in, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+Work = Callable[[SGLangEngine], Awaitable[Any]]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RolloutSpec:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(True, 0, **HEADS).save_pretrained(folder)
+    return RolloutSpec(
+        model_path=str(folder), dtype="float32", max_model_len=64, kv_cache_bytes=1 << 24, server=real_settings()
+    )
+
+
+def request(max_new_tokens: int = 8) -> GenerationRequest:
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=0.0, ignore_eos=True)
+    return GenerationRequest(request_id="r", prompt_token_ids=[5, 6, 7], sampling=settings)
+
+
+def run(spec: RolloutSpec, work: Work) -> Any:
+    async def whole() -> Any:
+        engine = SGLangEngine(spec)
+        try:
+            await engine.start()
+            return await work(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(whole())
+
+
+def sglang_processes() -> list[psutil.Process]:
+    """Processes of the server, which hold its own name, below this one."""
+    found = psutil.Process().children(recursive=True)
+    return [each for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_joined_server_takes_weights_and_goes_on(spec: RolloutSpec, tmp_path: Path) -> None:
+    weights = list(tiny_model(True, 1, **HEADS).named_parameters())
+
+    async def join(first: SGLangEngine) -> Any:
+        before = await first.generate(request())
+        assert spec.server is not None
+        second = SGLangEngine(replace(spec, server=replace(spec.server, url=first._client.url)))
+        await second.start()
+        await second.init_transfer({})
+        manifest, _ = write_bundle(weights, tmp_path / "bundle", with_digests=True)
+        await second.start_update()
+        await second.update(manifest.to_dict())
+        await second.finish_update(1)
+        joined = await second.generate(request())
+        await second.close()
+        return before, joined, await first.generate(request())
+
+    before, joined, after = run(spec, join)
+    assert joined.token_ids == after.token_ids != before.token_ids
+    assert not sglang_processes()
+
+
+def test_killed_while_it_answers_and_while_it_takes_weights(spec: RolloutSpec, tmp_path: Path) -> None:
+    manifest, _ = write_bundle(tiny_model(True, 1, **HEADS).named_parameters(), tmp_path / "bundle", False)
+
+    def kill_the_scheduler() -> None:
+        for each in sglang_processes():
+            if "scheduler" in " ".join(each.cmdline()):
+                each.kill()
+
+    async def work(engine: SGLangEngine) -> None:
+        await engine.init_transfer({})
+        await engine.start_update()
+        kill_the_scheduler()
+        with pytest.raises(RuntimeError, match="SGLang"):
+            await asyncio.wait_for(engine.update(manifest.to_dict()), 60)
+        engine._gate.open()
+        with pytest.raises(RuntimeError, match="(?s)the SGLang server has ended.*last lines of its log"):
+            await asyncio.wait_for(engine.generate(request()), 60)
+
+    run(spec, work)
+    assert not sglang_processes()
+
+
+def test_it_ends_with_a_holder_that_is_killed(spec: RolloutSpec, tmp_path: Path) -> None:
+    program = (
+        "import asyncio, pathlib, pickle, sys\n"
+        "from verl.rollout.sglang_engine import SGLangEngine\n"
+        "async def hold():\n"
+        "    engine = SGLangEngine(pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()))\n"
+        "    await engine.start()\n"
+        "    pathlib.Path(sys.argv[2]).touch()\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(hold())\n"
+    )
+    (tmp_path / "spec").write_bytes(pickle.dumps(spec))
+    command = [sys.executable, "-c", program, str(tmp_path / "spec"), str(tmp_path / "up")]
+    holder = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "up").exists():
+        assert holder.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    family = psutil.Process(holder.pid).children(recursive=True)
+    assert len(family) >= 3  # guard, server, scheduler
+    holder.kill()
+    holder.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
