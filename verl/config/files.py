@@ -55,14 +55,55 @@ def check_files(config: Root) -> None:
     raise_all(list(find_missing(config)))
 
 
-def find_missing(config: Root) -> Iterator[Problem]:
-    """List the files and local models that are not there.
+def check_sizes(config: Root) -> None:
+    """Refuse sizes that do not divide a model whose `config.json` lies on this machine.
+
+    Args:
+        config: A checked root.
+
+    Raises:
+        UserError: one message with every mistake.
+    """
+    raise_all(list(find_unfit(config)))
+
+
+def find_unfit(config: Root) -> Iterator[Problem]:
+    """List the keys that do not fit the models they are for, as far as those are on this machine.
 
     Args:
         config: A checked root.
 
     Yields:
-        One problem per path.
+        Every mistake found.
+    """
+    if isinstance(config, EvaluationConfig):
+        return
+    if isinstance(config, PPOTrainerConfig):
+        policy = config.actor_rollout_ref
+        shape, _ = read_shape(policy.model.path, policy.model.override_config)
+        if shape is not None:
+            yield from _sizes(config.data, policy.rollout, shape, "actor_rollout_ref.rollout")
+            yield from fsdp_model_problems(policy, shape)
+            yield from megatron_model_problems(policy, shape)
+        return
+    if isinstance(config, GenerationConfig):
+        shape, _ = read_shape(config.model.path, {})
+        if shape is not None:
+            yield from _sizes(config.data, config.rollout, shape, "rollout")
+        return
+    shape, _ = read_shape(config.model.path, config.model.override_config)
+    if shape is not None:
+        yield from head_problems("ulysses_sequence_parallel_size", config.ulysses_sequence_parallel_size, shape)
+
+
+def find_missing(config: Root) -> Iterator[Problem]:
+    """List the files and local models that are not there, and what does not fit those that are.
+
+    Args:
+        config: A checked root.
+
+    Yields:
+        One problem per path or key.
     """
     if isinstance(config, PPOTrainerConfig):
         yield from _of_training(config)
@@ -74,9 +115,7 @@ def find_missing(config: Root) -> Iterator[Problem]:
         yield from _train_and_val(config.data)
         yield from _model("model.path", config.model.path)
         yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
-        shape, _ = read_shape(config.model.path, config.model.override_config)
-        if shape is not None:
-            yield from head_problems("ulysses_sequence_parallel_size", config.ulysses_sequence_parallel_size, shape)
+    yield from find_unfit(config)
 
 
 def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
@@ -85,11 +124,6 @@ def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
     yield from _model("actor_rollout_ref.model.path", model.path)
     yield from _tokenizer("actor_rollout_ref.model.tokenizer_path", model.tokenizer_path)
     yield from interpreter_problems(config.actor_rollout_ref.rollout, "actor_rollout_ref.rollout")
-    shape, _ = read_shape(model.path, model.override_config)
-    if shape is not None:
-        yield from _sizes(config.data, config.actor_rollout_ref.rollout, shape, "actor_rollout_ref.rollout")
-        yield from fsdp_model_problems(config.actor_rollout_ref, shape)
-        yield from megatron_model_problems(config.actor_rollout_ref, shape)
     if config.reward_model.enable:
         yield from _model("reward_model.model.path", config.reward_model.model.path)
     yield from _custom_function(config.custom_reward_function)
@@ -104,9 +138,6 @@ def _of_generation(config: GenerationConfig) -> Iterator[Problem]:
     yield from _model("model.path", config.model.path)
     yield from _tokenizer("model.tokenizer_path", config.model.tokenizer_path)
     yield from interpreter_problems(config.rollout, "rollout")
-    shape, _ = read_shape(config.model.path, {})
-    if shape is not None:
-        yield from _sizes(config.data, config.rollout, shape, "rollout")
 
 
 def _of_evaluation(config: EvaluationConfig) -> Iterator[Problem]:

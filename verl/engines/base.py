@@ -23,6 +23,7 @@ from verl.utils.errors import UserError
 HeadKind = Literal["log_probs", "classification"]
 SCHEDULES = ("constant", "linear", "cosine")
 CAUSAL_LM = "transformers:AutoModelForCausalLM"
+LORA = "verl.engines.lora:LoraAdapters"
 
 
 @dataclass(frozen=True)

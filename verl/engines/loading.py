@@ -14,6 +14,8 @@ from verl.engines.attention import IMPLEMENTATION
 from verl.engines.base import EngineSpec, load_object
 from verl.utils.errors import UserError
 
+_MEND = "Name a causal language model such as Qwen2, Qwen3 or Llama"
+
 
 def load_model(spec: EngineSpec) -> nn.Module:
     """Load a model and its weights onto the CPU, in the dtype of the files.
@@ -58,13 +60,33 @@ def empty_model(spec: EngineSpec) -> nn.Module:
         The model, its attention set to the engines' own.
 
     Raises:
-        UserError: No such model there.
+        UserError: No such model there, or one whose attention is not the one that the engines compute.
     """
     model_class, config = _class_and_config(spec)
     # A concrete class spells an auto class's constructor with an underscore.
     from_config = getattr(model_class, "from_config", None) or model_class._from_config
     with torch.device("meta"):
-        return from_config(config, attn_implementation=IMPLEMENTATION)
+        model = from_config(config, attn_implementation=IMPLEMENTATION)
+    _check_attention(model, spec)
+    return model
+
+
+def _check_attention(model: Any, spec: EngineSpec) -> None:
+    """transformers would leave the wanted attention out silently where a family does not offer the choice, and then
+    the sequences of a pack would see each other."""
+    reasons = {
+        "lets no other attention be put in, which packed sequences need": not model._supports_attention_backend,
+        "caps its attention scores, which the engines do not compute": bool(
+            getattr(model.config, "attn_logit_softcapping", None)
+        ),
+        "has attention sinks, which the engines do not compute": any(
+            hasattr(module, "sinks") for module in model.modules()
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            allowed = f"holds a {model.config.model_type!r} model, which {reason}"
+            raise UserError.for_key(spec.path_key, spec.model_path, allowed, _MEND)
 
 
 def read_config(spec: EngineSpec) -> Any:
@@ -88,9 +110,14 @@ def read_config(spec: EngineSpec) -> Any:
             "must be a folder that holds config.json and weights in HF format, or a hub id (org/name)",
             "Check the path",
         )
-    return AutoConfig.from_pretrained(
-        _path(spec), trust_remote_code=spec.trust_remote_code, **dict(spec.config_overrides)
-    )
+    try:
+        return AutoConfig.from_pretrained(
+            _path(spec), trust_remote_code=spec.trust_remote_code, **dict(spec.config_overrides)
+        )
+    except (ValueError, KeyError, OSError) as error:
+        allowed = f"cannot be read by this transformers ({str(error).splitlines()[0]})"
+        mend = "Check config.json and its model_type; models with code of their own need trust_remote_code=True"
+        raise UserError.for_key(spec.path_key, spec.model_path, allowed, mend) from error
 
 
 def _path(spec: EngineSpec) -> str:
@@ -102,11 +129,12 @@ def _class_and_config(spec: EngineSpec) -> tuple[Any, Any]:
     model_class: Any = load_object(spec.model_class)
     config = read_config(spec)
     known = getattr(model_class, "_model_mapping", None)
-    if known is not None and type(config) not in known:
-        raise UserError.for_key(
-            spec.path_key,
-            spec.model_path,
-            f"holds a {config.model_type!r} model, which {model_class.__name__} does not know",
-            "Name a causal language model such as Qwen2, Qwen3 or Llama",
-        )
+    if known is not None:
+        is_known, mend = type(config) in known, _MEND
+    else:
+        family = model_class.config_class.model_type
+        is_known, mend = config.model_type == family, f"Name a model of the family {family!r}"
+    if not is_known:
+        allowed = f"holds a {config.model_type!r} model, which {model_class.__name__} does not know"
+        raise UserError.for_key(spec.path_key, spec.model_path, allowed, mend)
     return model_class, config

@@ -114,8 +114,8 @@ def update_policy(engine: TrainEngine, batch: PolicyBatch, spec: PolicyUpdateSpe
         without `old_log_probs` also `policy_entropy` and `rollout_...` (see `_own_log_probs_metrics`).
 
     Raises:
-        ValueError: Ranks hold different numbers of rows, the KL loss lacks `ref_log_prob`, or there are no old log-probs
-            and more than one optimizer step.
+        ValueError: Ranks hold different numbers of rows, the KL loss lacks `ref_log_prob`, or several optimizer
+            steps lack old log-probs.
     """
     if spec.kl_loss_coef is not None and batch.ref_log_prob is None:
         raise ValueError("the KL loss needs the column ref_log_prob")

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from verl.config.files import check_files
+from verl.config.files import check_files, check_sizes
 from verl.config.hydra import LoadedConfig, load_config, parse_command_line
 from verl.utils.errors import UserError
 
@@ -77,6 +77,7 @@ def run_entry_point(entry: EntryPoint, arguments: Sequence[str] | None) -> int:
 def _run(entry: EntryPoint, loaded: LoadedConfig[Any]) -> None:
     for notice in loaded.notices:
         logger.warning("%s", notice)
+    check_sizes(loaded.config)
     if entry.plan is not None:
         plan = entry.plan(loaded.config)
         if loaded.config.trainer.dry_run:  # the plan is what was asked for, so the level of the log must not hide it

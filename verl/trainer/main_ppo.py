@@ -24,6 +24,7 @@ from verl.config.problems import raise_all
 from verl.config.weight_sync_checks import device_problems
 from verl.data.rl_dataset import PromptSettings, RLDataset
 from verl.data.sampler import LoaderSettings, build_dataloader
+from verl.engines.preflight import check_trainable
 from verl.rewards.scores.registry import check_data_sources
 from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import ResourcePoolManager, connect_ray
@@ -35,6 +36,7 @@ from verl.utils.console import ConsoleDisplay
 from verl.utils.device import resolve_device
 from verl.utils.tokenizer import load_tokenizer
 from verl.utils.tracking import MetricWriter, RunInfo, Tracker
+from verl.workers.engine_specs import actor_engine_spec
 
 
 class TaskRunner:
@@ -138,6 +140,7 @@ def run_ppo(loaded: LoadedConfig[PPOTrainerConfig]) -> None:
         importlib.import_module(config.actor_rollout_ref.model.external_lib)
     get_adv_estimator_fn(config.algorithm.adv_estimator)
     custom_function(config)
+    check_trainable(actor_engine_spec(config, "cpu", total_optimizer_steps=1))
     check_reward_model(config)
     TaskRunner(loaded).run()
 

@@ -18,14 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from verl.engines.adapters import LoraSpec
-from verl.engines.base import EngineSpec, PrecisionSpec, ShardingSpec, load_object
+from verl.engines.base import LORA, EngineSpec, PrecisionSpec, ShardingSpec, load_object
 from verl.engines.fsdp.ranks import check_heads
 from verl.engines.heads import PREFIX, PackedModel
 from verl.engines.loading import empty_model, load_model
 from verl.engines.sequence_parallel import SequenceParallel
 from verl.utils.errors import UserError
-
-_LORA = "verl.engines.lora:LoraAdapters"
 
 
 def make_mesh(device: torch.device, shard_size: int) -> DeviceMesh:
@@ -74,7 +72,7 @@ def build_sharded(
         check_heads(module.model, parallel.size)
     source = load_model(spec) if dist.get_rank() == 0 else None
     if spec.lora is not None:
-        put_adapters = load_object(_LORA)
+        put_adapters = load_object(LORA)
         module.adapters = put_adapters(module.model, spec.lora)
         source = source if source is None else _with_adapters(source, put_adapters, spec.lora)
     _freeze_and_cast(module, spec)

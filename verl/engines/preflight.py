@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an engine can train a model, asked on the driver before a device is claimed: structure only, no weights."""
+
+from __future__ import annotations
+
+from verl.engines.base import LORA, EngineSpec, load_object
+from verl.engines.fsdp.sharding import decoder_layers
+from verl.engines.heads import PackedModel
+from verl.engines.loading import empty_model, read_config
+from verl.engines.megatron.weights import Qwen2Shape
+
+
+def check_trainable(spec: EngineSpec) -> None:
+    """Refuse a model that the engine cannot load or would not compute rightly.
+
+    Args:
+        spec: The engine, as the ranks will build it.
+
+    Raises:
+        UserError: The model is of a family, or has a feature, that the engine does not know; or adapters are wanted
+            where it has no layers for them.
+    """
+    if spec.strategy == "megatron":
+        Qwen2Shape.of(read_config(spec), spec.model_path, spec.path_key)
+        return
+    module = PackedModel(empty_model(spec), spec.head, spec.head_chunk_size)
+    decoder_layers(module.model)
+    if spec.lora is not None:
+        load_object(LORA)(module.model, spec.lora)
