@@ -58,6 +58,13 @@ def test_cpu_and_gpu_stacks_agree_on_what_they_share() -> None:
     assert gpu["torch"] == read(ROOT / "requirements/torch.txt")["torch"]
 
 
+def test_both_environments_of_sglang_agree_on_what_they_share() -> None:
+    cpu, gpu = read(ROOT / "requirements/sglang-cpu.txt"), read(ROOT / "requirements/sglang.txt")
+    assert not (ABSENT_ON_CPU | {"torch", "sglang", "sglang-kernel"}) & set(cpu)
+    assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} <= {"triton"}
+    assert not cpu.keys() - gpu.keys(), "a package that SGLang's own environment does not have"
+
+
 @pytest.mark.parametrize(("folder", "package_root"), [(ROOT, "."), (ROOT / "Application", "..")])
 def test_setup_finds_the_packages(folder: Path, package_root: str) -> None:
     settings = runpy.run_path(str(ROOT / "setup.py"))["settings"](package_root=package_root)

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from tests.contract.test_rollout_engines import HEADS
+from tests.contract.test_rollout_engines import HEADS, TOLERANCE, largest_difference
 from tests.helpers.sglang import real_settings
 from tests.helpers.tiny_models import tiny_model
 from verl.rollout.base import GenerationRequest, RolloutSpec, SamplingSettings
@@ -129,3 +130,27 @@ def test_it_ends_with_a_holder_that_is_killed(spec: RolloutSpec, tmp_path: Path)
     holder.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_two_ranks_of_one_server_take_weights(spec: RolloutSpec, tmp_path: Path) -> None:
+    assert spec.server is not None
+    env = spec.server.env
+    if not torch.cuda.is_available():
+        env = env | {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}  # SGLang wants cores for each rank
+    elif torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs, or none")
+    model = tiny_model(True, 1, **HEADS | {"num_key_value_heads": 2})
+    tiny_model(True, 0, **HEADS | {"num_key_value_heads": 2}).save_pretrained(tmp_path)
+    two = replace(spec, model_path=str(tmp_path), tensor_parallel_size=2, server=replace(spec.server, env=env))
+    manifest, _ = write_bundle(model.named_parameters(), tmp_path / "bundle", with_digests=True)
+
+    async def work(engine: SGLangEngine) -> Any:
+        await engine.init_transfer({})
+        await engine.start_update()
+        await engine.update(manifest.to_dict())
+        await engine.finish_update(1)
+        return await engine.generate(request())
+
+    answer = run(two, work)
+    assert largest_difference(model, [([5, 6, 7], answer)], 0.0) < TOLERANCE
+    assert not sglang_processes()

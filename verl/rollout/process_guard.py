@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-GRACE_S = 5.0
+GRACE_S = 2.0
 """Seconds between asking a command to end and killing it."""
 
 
