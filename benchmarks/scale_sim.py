@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Utilisation and exposed reward time on simulated clusters, for colocated, split and one-step-asynchronous placement.
+"""Utilisation and exposed reward time on simulated clusters, for colocated, split and asynchronous placement.
 
-real         `RolloutStream`, which spreads groups over servers, and `Dispatcher`, which spreads responses over PRM
-             replicas, both on simulated time (`virtual_time.py`)
+real         `RolloutStream`, which spreads groups over servers and pauses for a weight sync, and `Dispatcher`, which
+             spreads responses over PRM replicas, both on simulated time (`virtual_time.py`)
 modelled     how long decoding, log-probs, updates, scoring and weight sync take (`simulated.Times`), and how long
              responses are: log-normal, or drawn from the rollout files of a run
 left out     prefill, rule verifiers, network, failures, the controller's own time (see data_plane.py)
 
 colocated    rollout, then log-probs and update on the same GPUs; the PRM has its own
 split        rollout and training have GPUs of their own and wait for each other
-one_step     the same GPUs; batch k+1 is sampled while batch k is trained on
+one_step     the same GPUs; batch k+1 is sampled while batch k is trained on (trainer.max_staleness=1), and the weight
+             sync waits for the responses in flight
+keep         the same GPUs; up to `--staleness` batches ahead, and the weight sync freezes the responses in flight
+             (rollout.in_flight_update=keep)
 
 python3 benchmarks/scale_sim.py
 python3 benchmarks/scale_sim.py --rollouts 'outputs/run/rollouts/*.jsonl' --longest 16384
@@ -23,6 +26,7 @@ import glob
 import json
 import statistics
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -45,7 +49,7 @@ from verl.rollout.to_batch import RolloutOutput
 from verl.trainer.ppo.rollout_stream import RolloutStream
 from verl.workers.rollout_server import GroupRequest
 
-PLACEMENTS = ("colocated", "split", "one_step")
+PLACEMENTS = ("colocated", "split", "one_step", "keep")
 _FOREVER_S = 1e9
 _PROMPT_TOKENS = 256
 
@@ -154,9 +158,19 @@ class Cluster:
         await self.ranks.update(tokens)
         self.steps.append(StepRecord(exposed_s, batch.tokens))
 
-    async def sync(self) -> None:
-        """Send weights; the step ends with it."""
+    async def sync(self, keeps: bool) -> None:
+        """Send weights, when the responses in flight are complete or frozen; the step ends with it.
+
+        Args:
+            keeps: They are frozen.
+        """
+        await self._stream.pause(until_idle=not keeps)
+        for server in self.servers:
+            server.freeze()
         await self.ranks.sync()
+        for server in self.servers:
+            server.thaw()
+        await self._stream.resume()
         step = self.steps[-1]
         step.ended_s = asyncio.get_running_loop().time()
         step.policy_gpu_s = self.ranks.busy_s * self.layout.train_gpus
@@ -164,31 +178,21 @@ class Cluster:
         step.prm_gpu_s = sum(replica.busy_s for replica in self.replicas)
 
 
-async def one_after_the_other(cluster: Cluster, steps: int) -> None:
-    """Train on-policy: colocated and split.
+async def train_on(cluster: Cluster, steps: int, ahead: int, keeps: bool) -> None:
+    """Train; the batches of coming steps are begun as `RolloutAhead` begins them, behind the last step too.
 
     Args:
         cluster: The parts.
         steps: Training steps.
+        ahead: Steps that the rollout runs ahead; 0 = on-policy.
+        keeps: A weight sync freezes responses in flight and does not wait for them.
     """
+    under_way: deque[asyncio.Task[Batch]] = deque()
     for _ in range(steps):
-        await cluster.train(await cluster.rollout())
-        await cluster.sync()
-
-
-async def one_step_ahead(cluster: Cluster, steps: int) -> None:
-    """Sample the next batch while this one is trained on, behind the last one too; both end before the weights move.
-
-    Args:
-        cluster: The parts.
-        steps: Training steps.
-    """
-    batch = await cluster.rollout()
-    for _ in range(steps):
-        following = asyncio.ensure_future(cluster.rollout())
-        await cluster.train(batch)
-        batch = await following
-        await cluster.sync()
+        while len(under_way) <= ahead:
+            under_way.append(asyncio.ensure_future(cluster.rollout()))
+        await cluster.train(await under_way.popleft())
+        await cluster.sync(keeps)
 
 
 def simulate(placement: str, gpus: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -200,20 +204,22 @@ def simulate(placement: str, gpus: int, arguments: argparse.Namespace) -> dict[s
         arguments: See `parse`.
 
     Returns:
-        Rates, waiting and utilisation, means over all steps but the first.
+        Rates, waiting and utilisation, means over the steps whose batches were begun after the first one ended.
     """
     arguments = argparse.Namespace(**vars(arguments), gpus_now=gpus)
     layout = Layout.of(placement, gpus, arguments)
     times = Times(**{entry.name: getattr(arguments, entry.name) for entry in fields(Times)})
 
+    ahead = {"one_step": 1, "keep": arguments.staleness}.get(placement, 0)
+
     async def run() -> list[StepRecord]:
         cluster = Cluster(layout, times, _lengths(arguments), arguments)
-        await (one_step_ahead if placement == "one_step" else one_after_the_other)(cluster, arguments.steps)
+        await train_on(cluster, arguments.steps, ahead, keeps=placement == "keep")
         return cluster.steps
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         steps = runner.run(run())
-    first, *counted = steps
+    first, *counted = steps[ahead:]
     wall_s = steps[-1].ended_s - first.ended_s
     step_s = wall_s / len(counted)
     exposed_s = statistics.fmean(step.exposed_s for step in counted)
@@ -289,7 +295,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     parser.add_argument("--per_gpu", type=int, default=16, help="responses per GPU and step: the batch grows with it")
     parser.add_argument("--samples", type=int, default=8, help="responses per prompt")
-    parser.add_argument("--steps", type=int, default=4, help="training steps of a simulation, 2 or more")
+    parser.add_argument("--steps", type=int, default=5, help="training steps of a simulation, 2 more than --staleness")
+    parser.add_argument("--staleness", type=int, default=2, help="batches ahead where responses in flight are kept")
     parser.add_argument("--prm_share", type=float, default=0.125, help="share of the GPUs that is the PRM's")
     parser.add_argument("--rollout_share", type=float, default=0.5, help="of the other GPUs, where they are split")
     parser.add_argument("--server_gpus", type=int, default=2, help="GPUs of one rollout server")
@@ -301,8 +308,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{entry.name}", type=type(entry.default), default=entry.default, help="see Times")
     parser.add_argument("--out", help="result file; default: a dated one in outputs/benchmarks/")
     parsed = parser.parse_args(arguments)
-    if parsed.steps < 2 or min(parsed.gpus) < 3 * parsed.server_gpus:
-        parser.error("--steps must be 2 or more, and --gpus at least three servers' worth")
+    if parsed.steps < parsed.staleness + 2 or min(parsed.gpus) < 3 * parsed.server_gpus:
+        parser.error("--steps must be 2 more than --staleness, and --gpus at least three servers' worth")
     return parsed
 
 

@@ -67,7 +67,8 @@ class SimulatedServer:
         self._running: list[tuple[float, int, asyncio.Future[None]]] = []
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._progress = 0.0
-        self._arrived = asyncio.Event()
+        self._arrived, self._is_awake = asyncio.Event(), asyncio.Event()
+        self._is_awake.set()
         self._numbers = itertools.count()
         self._task: asyncio.Task[None] | None = None
         self.busy_s = 0.0
@@ -85,6 +86,15 @@ class SimulatedServer:
     def remote(self, request: GroupRequest) -> AsyncIterator[Awaitable[RolloutOutput]]:
         """Start a group."""
         return self._stream(request)
+
+    def freeze(self) -> None:
+        """Stop decoding, as while weights are loaded; sequences stay where they are."""
+        self._is_awake.clear()
+        self._arrived.set()  # what was decoded until now is counted
+
+    def thaw(self) -> None:
+        """Go on decoding. Real engines read what was said so far once more; here that takes no time."""
+        self._is_awake.set()
 
     async def _stream(self, request: GroupRequest) -> AsyncIterator[Awaitable[RolloutOutput]]:
         tasks = [asyncio.ensure_future(self._generate(request, index)) for index in range(request.num_responses)]
@@ -109,6 +119,7 @@ class SimulatedServer:
         """Run until nothing is left; woken before the next sequence ends when another one arrives."""
         loop = asyncio.get_running_loop()
         while self._running or self._waiting:
+            await self._is_awake.wait()
             self._admit()
             step_s = self._times.decode_base_s + self._times.decode_per_sequence_s * len(self._running)
             self._arrived.clear()

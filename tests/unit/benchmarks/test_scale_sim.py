@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scale_sim import Layout, main, parse, read_lengths, simulate
+from benchmarks.scale_sim import PLACEMENTS, Layout, main, parse, read_lengths, simulate
 from benchmarks.simulated import SimulatedPRM, SimulatedServer, Times, log_normal_lengths, measured_lengths
 from benchmarks.virtual_time import VirtualTimeLoop
 from verl.rewards.prm.types import ScoreRequest
 from verl.rollout.base import SamplingSettings
 from verl.workers.rollout_server import GroupRequest
 
-SMALL = ["--gpus", "16", "--per_gpu", "4", "--samples", "4", "--steps", "3"]
+SMALL = ["--gpus", "16", "--per_gpu", "4", "--samples", "4", "--steps", "4"]
 
 
 def on_virtual_time(work: Coroutine[Any, Any, Any]) -> Any:
@@ -94,7 +94,7 @@ def test_rollout_files_give_lengths(tmp_path: Path) -> None:
         read_lengths(str(tmp_path / "*.none"))
 
 
-@pytest.mark.parametrize("placement", ["colocated", "split", "one_step"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_layout_uses_every_gpu_once(placement: str) -> None:
     layout = Layout.of(placement, 64, parse([]))
     policy = layout.rollout_gpus if placement == "colocated" else layout.rollout_gpus + layout.train_gpus
@@ -114,6 +114,34 @@ def test_a_step_ahead_is_faster_than_waiting_for_each_other() -> None:
     assert all(0 < share <= 1 for found in (split, ahead) for share in found["busy"].values())
 
 
+def test_a_frozen_server_does_nothing() -> None:
+    async def work() -> tuple[list[float], float]:
+        server = SimulatedServer(Times(decode_base_s=1.0, decode_per_sequence_s=0.0), itertools.cycle([10, 20]))
+        loop = asyncio.get_running_loop()
+        loop.call_later(4.0, server.freeze)
+        loop.call_later(104.0, server.thaw)
+        request = GroupRequest(
+            uid="g", prompt_token_ids=[], num_responses=2, sampling=SamplingSettings(max_new_tokens=99)
+        )
+        ends = []
+        async for reference in server.remote(request):
+            await reference
+            ends.append(loop.time())
+        return ends, server.busy_s
+
+    assert on_virtual_time(work()) == ([pytest.approx(110.0), pytest.approx(120.0)], pytest.approx(20.0))
+
+
+def test_keeping_responses_in_flight_helps_where_a_few_are_long() -> None:
+    arguments = parse([*SMALL, "--sigma", "1.2", "--mean", "1000", "--steps", "8"])
+    waits, keeps = (simulate(placement, 16, arguments) for placement in ("one_step", "keep"))
+    assert keeps["step_s"] < 0.9 * waits["step_s"]
+    # nobody waits for anybody: the slower side sets the pace, here the training's 2 x 1 s, its tokens and the sync
+    pace = simulate("keep", 16, parse([*SMALL, "--sigma", "0", "--mean", "100", "--steps", "8"]))
+    tokens = 64 * (100 + 256)
+    assert pace["step_s"] == pytest.approx(tokens / 6 / 32_000 + tokens / 6 / 10_800 + 2 * 1.0 + 2.0, rel=1e-3)
+
+
 def test_a_slow_prm_is_waited_for_and_a_fast_one_is_not() -> None:
     slow = simulate("colocated", 16, parse([*SMALL, "--prm_tokens_per_s", "100"]))
     fast = simulate("colocated", 16, parse([*SMALL, "--prm_tokens_per_s", "1e9"]))
@@ -124,4 +152,4 @@ def test_a_slow_prm_is_waited_for_and_a_fast_one_is_not() -> None:
 def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
     assert main([*SMALL, "--out", str(out)]) == 0
-    assert len(json.loads(out.read_text())["results"]) == 3 and "modelled" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["results"]) == len(PLACEMENTS) and "modelled" in capsys.readouterr().out
