@@ -23,6 +23,9 @@ _COLUMNS = (
     DisplayColumn("tok/s", "perf/tokens_per_s", ".0f"),
 )
 
+_WAITS = {"scores": "timing_s/wait_for_scores", "responses in flight": "timing_s/wait_for_in_flight"}
+"""The second is a part of `update_weights`, and is there where the rollout runs ahead."""
+
 STAGES = ("gen", "old_log_prob", "ref", "reward", "adv", "update_actor", "update_weights")
 
 
@@ -119,8 +122,9 @@ def _time_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     mean = {stage: sum(row.get(f"timing_s/{stage}") or 0.0 for row in timed) / len(timed) for stage in STAGES}
     step_s = sum(row["timing_s/step"] for row in timed) / len(timed)
-    waited_s = sum(row.get("timing_s/wait_for_scores") or 0.0 for row in timed) / len(timed)
+    waits = {what: sum(row.get(key) or 0.0 for row in timed) / len(timed) for what, key in _WAITS.items()}
     lines = ["", f"mean step time {step_s:.2f} s over {len(timed)} steps"]
     lines += [f"  {stage:<16} {seconds:7.3f} s  {100 * seconds / step_s:5.1f} %" for stage, seconds in mean.items()]
-    lines.append(f"  of which waiting for scores {waited_s:.3f} s")
-    return lines
+    ahead = any(row.get("staleness/max") for row in timed)
+    shown = waits if ahead else {"scores": waits["scores"]}
+    return lines + [f"  of which waiting for {what} {seconds:.3f} s" for what, seconds in shown.items()]

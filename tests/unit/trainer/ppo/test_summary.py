@@ -82,13 +82,19 @@ def test_closing_text_says_before_and_after(tmp_path: Path) -> None:
     assert "mean step time 3.00 s over 2 steps" in text
     (gen,) = [line for line in text.splitlines() if line.split()[:1] == ["gen"]]
     assert gen.split() == ["gen", "1.500", "s", "50.0", "%"]
-    assert "of which waiting for scores 0.250 s" in text
+    assert "of which waiting for scores 0.250 s" in text and "in flight" not in text
     places = dict(line.split() for line in text.split("results\n")[1].splitlines())
     assert places == {
         "metrics": str(tmp_path / "metrics.jsonl"),
         "rollouts": "dumps",
         "checkpoints": f"{tmp_path}/checkpoints",
     }
+
+
+def test_closing_text_says_what_a_rollout_ahead_is_waited_for(tmp_path: Path) -> None:
+    times = {"timing_s/step": 2.0, "timing_s/wait_for_in_flight": 0.5}
+    write(tmp_path, {"step": 1, "staleness/max": 0.0, **times}, {"step": 2, "staleness/max": 1.0, **times})
+    assert "of which waiting for responses in flight 0.500 s" in closing_text(config(output_dir=str(tmp_path)))
 
 
 def test_closing_text_names_the_exported_policy(tmp_path: Path) -> None:
