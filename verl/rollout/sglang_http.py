@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 _CONNECT_S = 30.0
+_IDLE_S = 1.0  # the server closes idle connections after 5 s; a request must not be sent into one that it just closes
 
 
 class SGLangError(RuntimeError):
@@ -90,7 +91,7 @@ class SGLangClient:
         if self._session is None:
             # a long response may take as long as it likes: the caller's limits end it; only connecting is timed here
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections),
+                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=_IDLE_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             )
         try:

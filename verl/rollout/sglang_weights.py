@@ -29,6 +29,7 @@ BUCKET_BYTES = 512 << 20
 
 _GROUP_TIMEOUT = timedelta(minutes=10)
 _ANSWER_AFTER_BREAK_S = 2.0
+_FLUSH_S = 60.0
 _Named = tuple[str, torch.Tensor]
 
 
@@ -116,7 +117,8 @@ class SGLangWeightChannel:
             version: Policy version.
         """
         await self._client.post("/end_weight_update", {})
-        await self._client.post("/flush_cache", {})
+        # with a time limit it waits for what the server is just ending, instead of refusing
+        await self._client.post(f"/flush_cache?timeout={_FLUSH_S}", {})
         await self._client.post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
 
     async def close(self) -> None:
