@@ -113,7 +113,6 @@ TWO_RANKS: dict[str, EngineCase] = {
 }
 _TP_PP = MegatronSpec(tensor_parallel=2, pipeline_parallel=2)
 FOUR_RANKS: dict[str, EngineCase] = {
-    "fsdp2 shared sequences in two groups": EngineCase("fsdp2", Case(sharding=_PAIR), dp_size=2),
     "megatron tp+sp+pp": EngineCase("megatron", Case(), replace(_TP_PP, distributed_optimizer=False)),
     "megatron tp+sp+pp padded": EngineCase("megatron", _PADDED, _TP_PP),
     "megatron tp+sp+pp untied checkpointing": EngineCase("megatron", replace(_CHECKPOINTING, tied=False), _TP_PP),

@@ -8,7 +8,6 @@ Whatever the user got wrong is said in one message before Ray starts; exit code 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +23,6 @@ from verl.config.problems import raise_all
 from verl.config.weight_sync_checks import device_problems
 from verl.data.rl_dataset import PromptSettings, RLDataset
 from verl.data.sampler import LoaderSettings, build_dataloader
-from verl.engines.preflight import check_trainable
 from verl.rewards.scores.registry import check_data_sources
 from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import ResourcePoolManager, connect_ray
@@ -36,7 +34,7 @@ from verl.utils.console import ConsoleDisplay
 from verl.utils.device import resolve_device
 from verl.utils.tokenizer import load_tokenizer
 from verl.utils.tracking import MetricWriter, RunInfo, Tracker
-from verl.workers.engine_specs import actor_engine_spec
+from verl.workers.engine_checks import check_policy
 
 
 class TaskRunner:
@@ -136,11 +134,9 @@ def run_ppo(loaded: LoadedConfig[PPOTrainerConfig]) -> None:
         UserError: A function, a model or a number is wrong.
     """
     config = loaded.config
-    if config.actor_rollout_ref.model.external_lib:
-        importlib.import_module(config.actor_rollout_ref.model.external_lib)
+    check_policy(config)
     get_adv_estimator_fn(config.algorithm.adv_estimator)
     custom_function(config)
-    check_trainable(actor_engine_spec(config, "cpu", total_optimizer_steps=1))
     check_reward_model(config)
     TaskRunner(loaded).run()
 

@@ -6,7 +6,6 @@ Whatever the user got wrong is said in one message before Ray starts; exit code 
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from rich.console import Console
 from verl.config import PRMTrainerConfig, SFTTrainerConfig
 from verl.config.hydra import LoadedConfig
 from verl.config.plan import supervised_plan_text
-from verl.engines.preflight import check_trainable
 from verl.single_controller import RayWorkerGroup, ResourcePool, WorkerSpec
 from verl.trainer.entry_point import EntryPoint, run_entry_point
 from verl.trainer.ppo.placement import actor_environment, connect_ray
@@ -27,8 +25,8 @@ from verl.trainer.supervised import SupervisedData, SupervisedTrainer
 from verl.utils.console import ConsoleDisplay, DisplayColumn
 from verl.utils.device import resolve_device
 from verl.utils.tracking import MetricWriter, RunInfo, Tracker
+from verl.workers.engine_checks import check_supervised
 from verl.workers.supervised import SupervisedWorker
-from verl.workers.supervised_specs import supervised_engine_spec
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +93,7 @@ def run_supervised(loaded: LoadedConfig[Any], data: SupervisedData, name: str) -
     """
     config: SFTTrainerConfig | PRMTrainerConfig = loaded.config
     trainer = config.trainer
-    if config.model.external_lib:
-        importlib.import_module(config.model.external_lib)
-    check_trainable(supervised_engine_spec(config, "cpu", total_steps=1))
+    check_supervised(config)
     total_steps = trainer.total_training_steps or trainer.total_epochs * len(data.train)
     device = resolve_device(trainer.device).type
     with ExitStack() as stack:
