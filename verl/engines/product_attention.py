@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-LONGEST = 384
+LONGEST = 512
 """Tokens of a sequence up to which this is faster than torch's kernel (`benchmarks/cpu_attention.py`)."""
 CACHED_SCORES = 1 << 18
 """Scores that exist at a time: 1 MiB of float32, what a core's own cache holds beside the inputs."""
