@@ -11,18 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from tests.helpers.engine_cases import Case, engine_spec, run_ranks, train
 from tests.helpers.gloo_engines import GlooEngine, ThreadedClient
 from tests.helpers.tiny_models import save_tiny_model
 from verl.engines.adapters import LoraSpec
 from verl.engines.fsdp.engine import FSDPEngine
+from verl.engines.fsdp.gathering import gather_whole
 from verl.weight_sync.base import WeightStream
 from verl.weight_sync.broadcast import BroadcastSender, BroadcastSettings
 from verl.weight_sync.gloo_group import GlooDoor
 
 pytestmark = pytest.mark.slow
 
+SHAPES = [(7, 3), (1, 5), (64,), (2, 2, 2), (100, 128), (0, 4), (3,), (5, 1)]
 SETTINGS = BroadcastSettings(bucket_bytes=10_000, timeout_s=60.0)
 
 
@@ -60,3 +64,28 @@ def test_rank_0_sends_what_both_ranks_hold(tmp_path: Path) -> None:
     for name in ("whole", "adapters"):
         before, after = first[f"{name} 1"][1], first[f"{name} 2"][1]
         assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def gather() -> bool:
+    """Compare tensors gathered some together with each gathered by torch, for groups of every size."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    torch.manual_seed(0)
+    placements = [Shard(0), Shard(0), Replicate()]
+    tensors: dict[str, torch.Tensor] = {
+        f"w{index}": distribute_tensor(torch.randn(*shape), mesh, [placements[index % 3] if shape[0] else Shard(0)])
+        for index, shape in enumerate(SHAPES)
+    }
+    tensors |= {"plain": torch.randn(4), "columns": distribute_tensor(torch.randn(6, 9), mesh, [Shard(1)])}
+    for group_bytes in (0, 200, 1 << 20):
+        for dtype in (torch.bfloat16, None):
+            found = list(gather_whole(tensors.items(), dtype, group_bytes))
+            assert [name for name, _ in found] == list(tensors)
+            for name, tensor in found:
+                whole = tensors[name].full_tensor() if isinstance(tensors[name], DTensor) else tensors[name]
+                assert torch.equal(tensor, whole.to(dtype or whole.dtype)), name
+    return True
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_tensors_gathered_together_are_those_gathered_alone(num_ranks: int, tmp_path: Path) -> None:
+    assert run_ranks(num_ranks, tmp_path, gather) == [True] * num_ranks

@@ -9,34 +9,38 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from verl.engines.adapters import merge, peft_names, plain_name
+from verl.engines.fsdp.gathering import gather_whole
 from verl.engines.heads import PREFIX, PackedModel
 
 
 def named_full_weights(module: PackedModel, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter whole on every rank; all ranks must run the iterator to its end together.
 
-    Shards are converted before they are gathered, so that 16-bit weights cost 16-bit traffic. Only one whole parameter
-    exists at a time, unless the caller keeps them. A weight with adapters is gathered as it is stored, merged in
-    float32, and converted then: small changes survive as far as the wanted dtype can hold them.
+    Shards are converted before they are gathered, so that 16-bit weights cost 16-bit traffic. Small parameters are
+    gathered some together (`gather_whole`), large ones one at a time. A weight with adapters is gathered as it is
+    stored, merged in float32, and converted then: small changes survive as far as the wanted dtype can hold them.
 
     Args:
         module: The sharded model, its shards in place (not gathered).
         dtype: Dtype wanted; None for the shards' own.
 
     Yields:
-        HF name and detached tensor. A tied output projection does not appear beside the embedding it is tied to.
+        HF name and detached tensor, which may share memory with the parameter where one rank holds it whole. A tied
+        output projection does not appear beside the embedding it is tied to.
     """
     parameters = {name.removeprefix(PREFIX): parameter for name, parameter in module.named_parameters()}
     pairs = module.adapters.pairs if module.adapters is not None else {}
     adapters = {name for pair in pairs.values() for name in (pair.down, pair.up)}
-    for name, parameter in parameters.items():
-        if name in adapters:
-            continue
+    own = {plain_name(name): name for name in parameters if name not in adapters}
+    if not pairs:
+        yield from gather_whole(((plain, parameters[name]) for plain, name in own.items()), dtype)
+        return
+    for plain, name in own.items():
         if name not in pairs:
-            yield plain_name(name), _whole(parameter, dtype)
+            yield plain, _whole(parameters[name], dtype)
             continue
         down, up = (_whole(parameters[part], None) for part in (pairs[name].down, pairs[name].up))
-        yield plain_name(name), merge(_whole(parameter, None), down, up, pairs[name].scale).to(dtype or up.dtype)
+        yield plain, merge(_whole(parameters[name], None), down, up, pairs[name].scale).to(dtype or up.dtype)
 
 
 def named_full_adapters(module: PackedModel) -> Iterator[tuple[str, torch.Tensor]]:
