@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.tiny_run import make_assets, read_rows, run_arguments, train, with_prm
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+CORRECTION = "algorithm.rollout_correction"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,12 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.vllm
 def test_process_rewards_with_vllm_from_prompts_to_checkpoint(assets: Path, tmp_path: Path) -> None:
-    done = train([*run_arguments(assets, tmp_path), *with_prm(assets), "actor_rollout_ref.rollout.name=vllm"])
+    rollout = [
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.weight_sync_verify_every=2",
+        f"{CORRECTION}.rollout_is=token",
+    ]
+    done = train([*run_arguments(assets, tmp_path), *with_prm(assets), *rollout])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "weight sync proved" in done.stderr and "digests of all tensors agree" in done.stderr
     assert "PRM self-test: right solutions score" in done.stderr
@@ -36,7 +42,12 @@ def test_process_rewards_with_vllm_from_prompts_to_checkpoint(assets: Path, tmp_
     for row in metrics[1:]:
         assert row["actor/grad_norm"] > 0
         assert row["rollout/log_prob_diff/max"] < 1e-4  # every step samples from the weights it was synced
+        assert row["rollout/is_weight/min"] == pytest.approx(1.0, abs=1e-4)
+        assert row["rollout/is_weight/max"] == pytest.approx(1.0, abs=1e-4) and row["rollout/masked/share"] == 0.0
         assert row["reward/prm_failed/count"] == 0
+        assert row["weight_sync/bytes_per_s"] > 0 and row["weight_sync/gather_s"] + row["weight_sync/load_s"] > 0
+    # the first sync made version 1; the one of the first step is the second
+    assert [row.get("weight_sync/verify_s", 0.0) > 0 for row in metrics[1:]] == [True, False]
     assert "val/acc/mean@2" in metrics[0] and "val/acc/mean@2" in metrics[2]
 
     responses = read_rows(tmp_path / "rollouts" / "2.jsonl")
@@ -61,13 +72,21 @@ def test_two_ranks_with_transformers_generation_resume_where_they_stopped(assets
         "actor_rollout_ref.rollout.name=hf",
         "trainer.n_gpus_per_node=2",
         "algorithm.adv_estimator=grpo",
+        # a sampler that is off: every token's weight is below 1, and those far below are left out
+        "actor_rollout_ref.rollout.top_p=0.9",
+        f"{CORRECTION}.rollout_is=token",
+        f"{CORRECTION}.mask_low=0.5",
     ]
     first = train(arguments)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     second = train([*arguments, "trainer.total_training_steps=3", "trainer.val_before_train=False"])
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
     assert "resumed from" in second.stderr and "at training step 2" in second.stderr
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    metrics = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    for row in metrics[1:]:
+        assert 0.5 <= row["rollout/is_weight/min"] <= row["rollout/is_weight/mean"] < 0.99
+        assert row["rollout/is_weight/max"] <= 1.0 + 1e-4
     assert (tmp_path / "checkpoints" / "global_step_3").is_dir()
 
 
@@ -95,11 +114,17 @@ def test_two_ranks_that_share_sequences_train_with_a_reference(assets: Path, tmp
     assert abs(rows[-2]["actor/kl_loss"]) < 1e-5 < rows[-1]["actor/kl_loss"]  # it starts as the reference
 
 
-def test_adapters_alone_are_trained_and_arrive_in_the_rollout_engine(assets: Path, tmp_path: Path) -> None:
+@pytest.mark.vllm
+def test_adapters_alone_are_trained_and_arrive_in_vllm_whose_log_probs_are_the_old_ones(
+    assets: Path, tmp_path: Path
+) -> None:
     done = train(
         [
             *run_arguments(assets, tmp_path),
-            "actor_rollout_ref.rollout.name=hf",
+            "actor_rollout_ref.rollout.name=vllm",
+            "trainer.n_gpus_per_node=2",
+            f"{CORRECTION}.bypass_old_log_probs=True",
+            f"{CORRECTION}.rollout_is=token",
             "actor_rollout_ref.model.lora_rank=4",
             "actor_rollout_ref.model.enable_activation_offload=True",
             "actor_rollout_ref.actor.optim.lr=1e-2",
@@ -110,8 +135,14 @@ def test_adapters_alone_are_trained_and_arrive_in_the_rollout_engine(assets: Pat
         ]
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "weight sync proved" in done.stderr
     rows = read_rows(tmp_path / "metrics.jsonl")[-2:]
-    assert all(row["actor/grad_norm"] > 0 and row["rollout/log_prob_diff/max"] < 1e-4 for row in rows)
+    for row in rows:  # the second step samples from merged weights that the first one changed
+        assert row["actor/grad_norm"] > 0
+        assert row["actor/rollout_log_prob_diff"] < 1e-5
+        assert row["actor/rollout_ratio"] == pytest.approx(1.0, abs=1e-5)
+        assert row["actor/rollout_truncated"] == row["actor/rollout_masked"] == 0.0
+        assert "rollout/log_prob_diff/max" not in row
     assert abs(rows[0]["actor/kl_loss"]) < 1e-5 < rows[1]["actor/kl_loss"]  # without adapters it is the reference
     start = AutoModelForCausalLM.from_pretrained(assets / "policy_init", dtype=torch.float32)
     trained = weights_of(tmp_path / "hf")

@@ -7,15 +7,14 @@ sync and for every n-th one, not for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import xxhash
 
 from verl.weight_sync.base import NamedWeights
-
-LoadWeights = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
 
 
 class WeightDigestError(RuntimeError):
@@ -105,3 +104,27 @@ class CheckedModel:
         for pair in check_digests(weights, self._digests):
             self.num_checked += 1
             yield pair
+
+
+@contextmanager
+def checked(engine: Any, names: Sequence[str], digests: Sequence[str]) -> Iterator[None]:
+    """Put a model that compares digests in the place of an engine's model, for one transfer.
+
+    Args:
+        engine: Has `model`, which has `load_weights`.
+        names: Of the tensors of the transfer.
+        digests: One for each name; nothing happens when there are none.
+
+    Raises:
+        WeightDigestError: Another tensor arrived than was sent, or fewer.
+    """
+    if not digests:
+        yield
+        return
+    model = engine.model
+    stand_in = engine.model = CheckedModel(model, dict(zip(names, digests, strict=True)))
+    try:
+        yield
+        stand_in.raise_if_some_are_missing()
+    finally:
+        engine.model = model

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sender of the `shared_memory` backend: each node's leader writes one bundle file, the engines of that node map it.
+"""Sender of the `shared_memory` backend: each node's leader writes one bundle, the engines of that node map it.
+
+Leader and engines keep the memory mapped from sync to sync. Its file loses its name after the first one, so that
+nothing is left behind however the run ends.
 
 Every rank iterates the weights, since gathering a sharded tensor is a collective; ranks that are not their node's
 leader drop the tensors at once.
@@ -9,11 +12,12 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
 from verl.weight_sync.base import NamedWeights, SyncReport, WeightSyncClient
-from verl.weight_sync.bundle import bundle_directory, write_sent
+from verl.weight_sync.bundle import KeptBundle, bundle_directory
 from verl.weight_sync.sent import SentWeights, take_part
 
 
@@ -43,7 +47,8 @@ class SharedMemorySender:
         """
         self._client = client if is_leader else None
         self._engines_compare = engines_compare
-        self._path = (directory or bundle_directory()) / f"verl-weights-{os.getpid()}.bin"
+        name = f"verl-weights-{os.getpid()}-{uuid.uuid4().hex[:8]}.bin"
+        self._bundle = KeptBundle((directory or bundle_directory()) / name)
         if self._client is not None:
             self._client.init_transfer({})
 
@@ -53,11 +58,11 @@ class SharedMemorySender:
             return take_part(weights, version)
         started = time.perf_counter()
         sent = SentWeights(weights, verify)
-        manifest = write_sent(sent, self._path)
+        manifest = self._bundle.write(sent)
         write_s = time.perf_counter() - started - sent.digest_s
         try:
             self._client.sync(manifest.to_dict(), version)
         finally:
-            self._path.unlink(missing_ok=True)
+            self._bundle.hide()
         report = sent.report(version, started, write_s)
         return report if self._engines_compare else replace(report, digests_compared=False)

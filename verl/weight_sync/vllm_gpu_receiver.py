@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's own receivers of the backends `ipc` and `nccl`, with digests compared where the sender gives some.
 
-Untested on a GPU: the part that compares (`CheckedModel`) knows no device and is tested, the transfers are vLLM's.
+Untested on a GPU: the part that compares (`checked`) knows no device and is tested, the transfers are vLLM's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
-from verl.weight_sync.digest import CheckedModel
+from verl.weight_sync.digest import checked
 
 
 @dataclass
@@ -39,7 +35,7 @@ class CheckedIPCWeightTransferEngine(IPCWeightTransferEngine):
 
     def receive_weights(self, update_info: CheckedIPCUpdateInfo) -> None:
         """Receive and load one chunk."""
-        with checked(self, update_info):
+        with checked(self, update_info.names, update_info.digests):
             super().receive_weights(update_info)
 
 
@@ -50,25 +46,5 @@ class CheckedNCCLWeightTransferEngine(NCCLWeightTransferEngine):
 
     def receive_weights(self, update_info: CheckedNCCLUpdateInfo) -> None:
         """Receive and load one bucket."""
-        with checked(self, update_info):
+        with checked(self, update_info.names, update_info.digests):
             super().receive_weights(update_info)
-
-
-@contextmanager
-def checked(engine: WeightTransferEngine, update_info: Any) -> Iterator[None]:
-    """Put a model that compares digests in the engine's model's place for one chunk.
-
-    Args:
-        engine: The receiver.
-        update_info: Has `names` and `digests`; nothing happens when there are no digests.
-    """
-    if not update_info.digests:
-        yield
-        return
-    model = engine.model
-    engine.model = CheckedModel(model, dict(zip(update_info.names, update_info.digests, strict=True)))
-    try:
-        yield
-        engine.model.raise_if_some_are_missing()
-    finally:
-        engine.model = model

@@ -21,19 +21,19 @@ class NCCLDoor:
     """Where trainer and engines meet.
 
     Example:
-        >>> door = NCCLDoor("10.0.0.1")
+        >>> door = NCCLDoor("10.0.0.1", torch.cuda.current_device())
         >>> info = door.init_info(world_size=3)
         >>> group = door.enter(world_size=3)
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, device: int) -> None:
         """Remember the place.
 
         Args:
             address: This machine, as the engines' machines reach it.
+            device: Index of this rank's GPU; the thread that enters may see another one as the current one.
         """
-        self._address, self._port = address, 0
-        self._device = torch.cuda.current_device()
+        self._address, self._port, self._device = address, 0, device
 
     def init_info(self, world_size: int) -> dict[str, Any]:
         """See `GroupDoor.init_info`."""
@@ -50,7 +50,7 @@ class NCCLDoor:
 
     def enter(self, world_size: int) -> NCCLGroup:
         """See `GroupDoor.enter`."""
-        torch.cuda.set_device(self._device)  # this may be another thread than the one that made the door
+        torch.cuda.set_device(self._device)
         return NCCLGroup(stateless_init_process_group(self._address, self._port, 0, world_size, self._device))
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+import torch
 
 from verl.config.rollout import RolloutConfig
 from verl.single_controller import WorkerPlace
@@ -60,5 +61,7 @@ def _door(backend: str, timeout_s: float) -> GroupDoor:
     if backend == "gloo":
         gloo_door: GroupDoor = importlib.import_module("verl.weight_sync.gloo_group").GlooDoor(address, timeout_s)
         return gloo_door
-    nccl_door: GroupDoor = importlib.import_module("verl.weight_sync.vllm_nccl_group").NCCLDoor(address)
+    nccl_door: GroupDoor = importlib.import_module("verl.weight_sync.vllm_nccl_group").NCCLDoor(
+        address, torch.cuda.current_device()
+    )
     return nccl_door

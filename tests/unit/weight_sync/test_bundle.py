@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from verl.weight_sync.base import SyncReport, WeightStream
-from verl.weight_sync.bundle import WeightManifest, read_bundle, write_bundle
+from verl.weight_sync.bundle import KeptBundle, WeightManifest, read_bundle, write_bundle
 from verl.weight_sync.digest import WeightDigestError
+from verl.weight_sync.sent import SentWeights
 from verl.weight_sync.shared_memory import SharedMemorySender
 
 
@@ -80,6 +81,59 @@ def test_a_server_on_another_machine_is_told_so(tmp_path: Path) -> None:
         list(read_bundle(manifest))
 
 
+def doubled() -> list[tuple[str, torch.Tensor]]:
+    return [(name, 2 * tensor) for name, tensor in weights()]
+
+
+@pytest.mark.parametrize("with_digests", [True, False])
+def test_a_kept_bundle_is_written_again_where_its_reader_has_it_mapped(tmp_path: Path, with_digests: bool) -> None:
+    bundle = KeptBundle(tmp_path / "kept")
+    first = dict(read_bundle(bundle.write(SentWeights(weights(), with_digests))))
+    bundle.hide()
+    assert list(tmp_path.iterdir()) == []
+    second = dict(read_bundle(bundle.write(SentWeights(doubled(), with_digests))))
+    for name, tensor in doubled():
+        assert second[name].dtype == tensor.dtype
+        assert torch.equal(second[name], tensor)
+        assert torch.equal(first[name], tensor)  # the same memory
+
+
+def test_a_kept_bundle_compares_digests_every_time(tmp_path: Path) -> None:
+    bundle = KeptBundle(tmp_path / "kept")
+    list(read_bundle(bundle.write(SentWeights(weights(), True))))
+    bundle.hide()
+    manifest = bundle.write(SentWeights(doubled(), True))
+    dict(read_bundle(manifest))["c.transposed"][0, 0] += 1  # what nobody should do
+    with pytest.raises(WeightDigestError, match=r"c\.transposed"):
+        list(read_bundle(manifest))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [*weights(), ("f.extra", torch.ones(1))],
+        weights()[:-1],
+        [("renamed", weights()[0][1]), *weights()[1:]],
+        [("a.weight", torch.ones(5, 3)), *weights()[1:]],
+        [("a.weight", torch.ones(3, 5, dtype=torch.int32)), *weights()[1:]],
+    ],
+    ids=["more", "fewer", "other name", "other shape", "other dtype"],
+)
+def test_other_weights_than_the_first_time_are_refused(tmp_path: Path, changed: list) -> None:
+    bundle = KeptBundle(tmp_path / "kept")
+    bundle.write(SentWeights(weights(), False))
+    with pytest.raises(RuntimeError, match="first sync"):
+        bundle.write(SentWeights(changed, False))
+
+
+def test_another_file_of_the_same_name_is_mapped_anew(tmp_path: Path) -> None:
+    for seed in (1.0, 2.0):
+        path = tmp_path / "same"
+        manifest, _ = write_bundle([("a", torch.full((2000,), seed))], path, with_digests=False)
+        assert float(dict(read_bundle(manifest))["a"].mean()) == seed
+        path.rename(tmp_path / f"moved {seed}")
+
+
 def test_the_leader_speaks_in_order_and_cleans_up(tmp_path: Path) -> None:
     client = RecordingClient()
     sender = SharedMemorySender(client, is_leader=True, directory=tmp_path)
@@ -87,7 +141,8 @@ def test_the_leader_speaks_in_order_and_cleans_up(tmp_path: Path) -> None:
     assert client.said == ["init", "sync 4"]
     assert all(torch.equal(client.received[name], tensor) for name, tensor in weights())
     assert (report.version, report.num_tensors, report.digests_compared) == (4, 5, True)
-    assert not sender.send(WeightStream(lambda: iter(weights())), version=5, verify=False).digests_compared
+    assert not sender.send(WeightStream(lambda: iter(doubled())), version=5, verify=False).digests_compared
+    assert all(torch.equal(client.received[name], tensor) for name, tensor in doubled())
     assert list(tmp_path.iterdir()) == []
 
 

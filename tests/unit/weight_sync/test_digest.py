@@ -8,7 +8,7 @@ import torch
 import xxhash
 
 from verl.weight_sync.base import NamedWeights
-from verl.weight_sync.digest import CheckedModel, WeightDigestError, check_digests, digest_of
+from verl.weight_sync.digest import CheckedModel, WeightDigestError, check_digests, checked, digest_of
 
 
 class Model:
@@ -69,3 +69,36 @@ def test_tensors_that_did_not_arrive_are_missed() -> None:
     checked.load_weights(weights().items())
     with pytest.raises(WeightDigestError, match="3 tensors were sent, 2 arrived"):
         checked.raise_if_some_are_missing()
+
+
+class Engine:
+    """Loads what it is given into its model, as vLLM's receivers do."""
+
+    def __init__(self) -> None:
+        self.model = Model()
+
+    def receive(self, received: NamedWeights) -> None:
+        self.model.load_weights(received)
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_an_engine_has_its_own_model_again_whatever_happened(flips: bool) -> None:
+    engine, received = Engine(), weights()
+    model = engine.model
+    if flips:
+        received["a"][0, 0] += 1
+    try:
+        with checked(engine, list(digests()), list(digests().values())):
+            assert engine.model is not model
+            engine.receive(received.items())
+    except WeightDigestError:
+        assert flips
+    assert engine.model is model
+    assert ("a" in model.loaded) == (not flips)
+
+
+def test_without_digests_an_engine_keeps_its_model() -> None:
+    engine = Engine()
+    model = engine.model
+    with checked(engine, ["a"], []):
+        assert engine.model is model
