@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from verl.weight_sync.sent import SentWeights, take_part
 
 _FIRST_POLL_S = 0.0002
 _LONGEST_POLL_S = 0.005
+_TOO_LATE = "weight sync: a bucket did not arrive in time (actor_rollout_ref.rollout.weight_sync_timeout_s)"
 
 
 class Sending(Protocol):
@@ -175,22 +176,25 @@ def wait_for(sending: Sending, answer: Future[None], deadline_s: float, last_wor
         WeightSyncFailedError: An engine failed, the broadcast failed, or neither ended in time.
     """
     poll_s = _FIRST_POLL_S
-    is_sent = False
-    while not (is_sent and answer.done()):
+    while not _has_ended(sending, answer, last_words_s):
         if answer.done():
             answer.result()  # an engine that failed takes no part in the broadcast
-        try:
-            is_sent = is_sent or sending.is_done()
-        except RuntimeError as error:
-            _let_the_engines_explain(answer, last_words_s)
-            raise WeightSyncFailedError(f"weight sync: the broadcast broke off: {error}") from error
         if time.monotonic() > deadline_s:
-            raise WeightSyncFailedError(
-                "weight sync: a bucket did not arrive in time (actor_rollout_ref.rollout.weight_sync_timeout_s)"
-            )
+            raise WeightSyncFailedError(_TOO_LATE)
         time.sleep(poll_s)
         poll_s = min(2 * poll_s, _LONGEST_POLL_S)
+    wait([answer], timeout=max(0.0, deadline_s - time.monotonic()))
+    if not answer.done():
+        raise WeightSyncFailedError(_TOO_LATE)
     answer.result()
+
+
+def _has_ended(sending: Sending, answer: Future[None], last_words_s: float) -> bool:
+    try:
+        return sending.is_done()
+    except RuntimeError as error:
+        _let_the_engines_explain(answer, last_words_s)
+        raise WeightSyncFailedError(f"weight sync: the broadcast broke off: {error}") from error
 
 
 def run_aside(work: Callable[[], Any]) -> Future[Any]:
