@@ -33,7 +33,7 @@ from verl.weight_sync.bundle import WeightDigestError, WeightManifest
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_DEATH_S = 3.0  # between a broken connection and the end of the process that broke it
+_DEATH_S = 10.0  # between a broken connection and the end of a server whose other processes have died
 
 
 class SGLangEngine:
@@ -178,9 +178,11 @@ class SGLangEngine:
         deadline = time.monotonic() + (0.0 if was_answered else _DEATH_S)
         while self._process is not None and self._process.is_alive and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
-        if self._process is None or self._process.is_alive:
+        if self._process is not None and not self._process.is_alive:
+            return RuntimeError(f"the SGLang server has ended ({error}). {self._last_words()}")
+        if isinstance(error, SGLangError):
             return error
-        return RuntimeError(f"the SGLang server has ended ({error}). {self._last_words()}")
+        return SGLangError(f"SGLang at {self._client.url}: the process group for weights broke: {error}")
 
     def _last_words(self) -> str:
         if self._process is None:
