@@ -72,8 +72,8 @@ class PPOTrainerConfig:
 
     @property
     def needs_old_log_probs(self) -> bool:
-        """Whether the old log-probs take a forward pass: not where the first optimizer step of an update is its last and
-        nothing before it reads them, for then the log-probs of that step's own forward pass are the old ones."""
+        """Whether the old log-probs take a forward pass: not where an update has one optimizer step and nothing reads
+        them before it, for then the log-probs of that step's own forward pass are the old ones."""
         algorithm = self.algorithm
         has_further_steps = BatchPlan.from_config(self).optimizer_steps_per_training_step > 1
         reads_before = algorithm.use_kl_in_reward or algorithm.rollout_correction.is_on

@@ -110,7 +110,7 @@ def _present(batch: object) -> torch.Tensor:
 
 
 def test_one_optimizer_step_needs_no_old_log_probs(folder: Path, spec: PolicyUpdateSpec) -> None:
-    """The log-probs of the step's own forward pass are the old ones: same loss, gradient and weights as with a column."""
+    """The log-probs of the step's own forward pass are the old ones: as with a column of them."""
     results, weights, batch = [], [], training_batch(0)
     sampler = _present(batch) + 0.3
     whole = replace(spec, mini_batch_size=len(batch), epochs=1, entropy_coeff=0.0)

@@ -2,7 +2,7 @@
 """Stage 4's first half: old log-probs, and what is done where the sampler's differ from them.
 
 consumes   the batch of prompts and responses with the sampler's log-probs
-produces   `old_log_probs`, and `entropys` unless the old ones are the sampler's; `rollout_is_weights` when there are any;
+produces   `old_log_probs`, and `entropys` unless the old ones are the sampler's; `rollout_is_weights` if there are any;
            nothing where the old log-probs are those of the update's own forward pass
 waits for  the policy ranks, where they compute the old log-probs here
 """
