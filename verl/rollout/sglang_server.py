@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from verl.rollout import process_guard
 from verl.rollout.base import RolloutSpec, ServerSettings
-from verl.rollout.process_guard import GRACE_S
 
+_GRACE_S = 12.0  # SGLang looks every 5 s whether it was asked to end, then lets its schedulers clean up
 _LOG_TAIL_BYTES = 4000
 
 
@@ -32,14 +33,15 @@ class SGLangServerProcess:
         >>> await process.stop()
     """
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], grace_s: float = _GRACE_S) -> None:
         """Remember what to run; nothing is started yet.
 
         Args:
             command: Program and arguments.
             env: Its whole environment.
+            grace_s: Seconds it has to end when it is asked to.
         """
-        self._command, self._env = command, env
+        self._command, self._env, self._grace_s = command, env, grace_s
         self._guard: subprocess.Popen[bytes] | None = None
         self._log_path: Path | None = None
 
@@ -49,7 +51,7 @@ class SGLangServerProcess:
         self._log_path = Path(name)
         with os.fdopen(descriptor, "wb") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("process_guard.py")), *self._command],
+                [sys.executable, process_guard.__file__, str(self._grace_s), *self._command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -76,7 +78,7 @@ class SGLangServerProcess:
             return
         assert self._guard.stdin is not None
         self._guard.stdin.close()  # the guard ends the server, then the whole group
-        for _ in range(int((GRACE_S + 5) / 0.1)):
+        for _ in range(int((self._grace_s + 5) / 0.1)):
             if self._guard.poll() is not None:
                 break
             await asyncio.sleep(0.1)

@@ -13,7 +13,7 @@ import pytest
 
 from verl.rollout import process_guard
 
-GUARD = [sys.executable, process_guard.__file__]
+GUARD = [sys.executable, process_guard.__file__, "5"]
 # a command with a child of its own, which would go on for ever
 FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
 

@@ -117,7 +117,7 @@ DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
 
 @pytest.mark.parametrize("ears", ["", DEAF], ids=["hears", "deaf"])
 def test_stop_ends_the_process_by_force_if_need_be(ears: str) -> None:
-    process = SGLangServerProcess([sys.executable, "-c", f"{ears} import time; time.sleep(600)"], {})
+    process = SGLangServerProcess([sys.executable, "-c", f"{ears} import time; time.sleep(600)"], {}, grace_s=0.5)
     process.start()
     assert process.is_alive
     asyncio.run(process.stop())
