@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,13 +45,12 @@ class _Waiting:
 
 
 def gather_whole(
-    named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, group_bytes: int = GROUP_BYTES
+    named: Iterable[tuple[str, torch.Tensor]], group_bytes: int = GROUP_BYTES
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Make tensors whole on every rank; all ranks must run the iterator to its end together.
 
     Args:
         named: Names with tensors, sharded (along the first dimension) or not, the same on every rank.
-        dtype: Convert to it before gathering; None keeps each tensor's own.
         group_bytes: Tensors are gathered together until their whole bytes exceed this. Unit: bytes.
 
     Yields:
@@ -62,13 +60,15 @@ def gather_whole(
     waiting: list[_Waiting] = []
     waiting_bytes = 0
     for name, tensor in named:
-        each = _as_waiting(name, tensor.detach(), dtype, group_bytes)
+        each = _as_waiting(name, tensor.detach(), group_bytes)
         if isinstance(each, torch.Tensor):
             yield from _gather(waiting)
             waiting, waiting_bytes = [], 0
             yield name, each
             continue
-        if waiting and (each.group is not waiting[0].group or each.local.dtype != waiting[0].local.dtype):
+        if waiting and (
+            each.group.group_name != waiting[0].group.group_name or each.local.dtype != waiting[0].local.dtype
+        ):
             yield from _gather(waiting)
             waiting, waiting_bytes = [], 0
         waiting.append(each)
@@ -79,23 +79,19 @@ def gather_whole(
     yield from _gather(waiting)
 
 
-def _as_waiting(
-    name: str, tensor: torch.Tensor, dtype: torch.dtype | None, group_bytes: int
-) -> _Waiting | torch.Tensor:
+def _as_waiting(name: str, tensor: torch.Tensor, group_bytes: int) -> _Waiting | torch.Tensor:
     """What is to be gathered; the whole tensor where nothing is, where it is large, or sharded in some other way."""
     if not isinstance(tensor, DTensor):
-        return tensor if dtype is None else tensor.to(dtype)
+        return tensor
     mesh = tensor.device_mesh
     sharded = [dim for dim, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate)]
     local = tensor.to_local()
     if all(mesh.size(dim) == 1 for dim in sharded):
-        return local if dtype is None else local.to(dtype)
-    is_large = tensor.numel() * (dtype or tensor.dtype).itemsize > group_bytes
+        return local
+    is_large = tensor.numel() * tensor.dtype.itemsize > group_bytes
     if is_large or len(sharded) > 1 or tensor.placements[sharded[0]] != Shard(0):
-        converted: Any = tensor if dtype is None else tensor.to(dtype)
-        whole: torch.Tensor = converted.full_tensor()
+        whole: torch.Tensor = tensor.full_tensor()
         return whole
-    local = local if dtype is None else local.to(dtype)
     return _Waiting(name, local, tensor.shape, mesh.get_group(sharded[0]), mesh.size(sharded[0]))
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from verl.engines.adapters import merge, peft_names, plain_name
 from verl.engines.fsdp.gathering import gather_whole
@@ -31,16 +30,22 @@ def named_full_weights(module: PackedModel, dtype: torch.dtype | None) -> Iterat
     parameters = {name.removeprefix(PREFIX): parameter for name, parameter in module.named_parameters()}
     pairs = module.adapters.pairs if module.adapters is not None else {}
     adapters = {name for pair in pairs.values() for name in (pair.down, pair.up)}
-    own = {plain_name(name): name for name in parameters if name not in adapters}
-    if not pairs:
-        yield from gather_whole(((plain, parameters[name]) for plain, name in own.items()), dtype)
-        return
-    for plain, name in own.items():
-        if name not in pairs:
-            yield plain, _whole(parameters[name], dtype)
-            continue
-        down, up = (_whole(parameters[part], None) for part in (pairs[name].down, pairs[name].up))
-        yield plain, merge(_whole(parameters[name], None), down, up, pairs[name].scale).to(dtype or up.dtype)
+    own = [name for name in parameters if name not in adapters]
+
+    def pieces() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in own:
+            if name not in pairs:
+                yield name, parameters[name].detach() if dtype is None else parameters[name].detach().to(dtype)
+                continue
+            for part in (name, pairs[name].down, pairs[name].up):
+                yield part, parameters[part]
+
+    whole = gather_whole(pieces())
+    for name, weight in whole:
+        if name in pairs:
+            (_, down), (_, up) = next(whole), next(whole)
+            weight = merge(weight, down, up, pairs[name].scale).to(dtype or up.dtype)
+        yield plain_name(name), weight
 
 
 def named_full_adapters(module: PackedModel) -> Iterator[tuple[str, torch.Tensor]]:
@@ -54,10 +59,5 @@ def named_full_adapters(module: PackedModel) -> Iterator[tuple[str, torch.Tensor
     """
     assert module.adapters is not None
     parameters = dict(module.named_parameters())
-    for name, peft_name in peft_names(module.adapters.pairs):
-        yield peft_name, _whole(parameters[PREFIX + name], None)
-
-
-def _whole(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    piece = parameter.detach() if dtype is None else parameter.detach().to(dtype)
-    return piece.full_tensor() if isinstance(piece, DTensor) else piece
+    names = peft_names(module.adapters.pairs)
+    yield from gather_whole((peft_name, parameters[PREFIX + name]) for name, peft_name in names)
