@@ -37,9 +37,16 @@ def run(work: Work, behaviour: str = "", **changes: Any) -> Any:
         finally:
             await engine.close()
 
+    before = children()
     result = asyncio.run(whole())
-    assert not [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    assert children() <= before
     return result
+
+
+def children() -> set[psutil.Process]:
+    """Processes that this one started, and theirs: other tests may have left some that live as long as this one."""
+    family = psutil.Process().children(recursive=True)
+    return {child for child in family if child.status() != psutil.STATUS_ZOMBIE}
 
 
 def request(name: str = "r", prompt: list[int] | None = None, **sampling: Any) -> GenerationRequest:

@@ -235,15 +235,12 @@ def test_a_failure_ahead_ends_the_run_at_the_next_opportunity_and_names_its_trai
     server = GatedServer(fails_on="step4-1-10")
     rollouts = rollouts_over(server, loop, AheadSettings(3, 9))
     rollouts.take(1, 0)
-    taken = 1
-    with pytest.raises(RuntimeError, match="batch of training step 4: rollout failed: the server is gone"):
-        for step in (2, 3, 4):
-            time.sleep(0.2)
-            rollouts.hold()
-            rollouts.resume()
-            taken = step
-            rollouts.take(step, 0)
-    assert taken < 4
+    failing = rollouts._under_way[-1].pending  # the batch of step 4
+    assert failing.training_step == 4
+    wait_until(lambda: failing.has_failed)
+    for opportunity in (rollouts.hold, lambda: rollouts.take(2, 0)):
+        with pytest.raises(RuntimeError, match="batch of training step 4: rollout failed: the server is gone"):
+            opportunity()
 
 
 def test_what_is_under_way_can_be_given_up(loop: BackgroundLoop) -> None:
