@@ -145,11 +145,19 @@ RESUMED: tuple[tuple[int, str, str], ...] = (
     (2, "1 megatron", "pp"),
     (4, "2 tp", "tp+pp"),
 )
-# A number that is none in one rank's part of the gradient must keep all ranks from stepping.
-POISONED: dict[int, tuple[str, ...]] = {
-    1: (),
-    2: ("fsdp2", "megatron dp", "megatron dp distributed optimizer", "megatron tp+sp", "megatron pp"),
-    4: ("megatron tp+sp+pp", "megatron tp+sp dp distributed optimizer"),
+# What one rank's part of the gradient holds must keep all ranks from stepping.
+_NAN, _INF = float("nan"), float("inf")
+POISONED: dict[int, dict[str, float]] = {
+    1: {},
+    2: {
+        "fsdp2": _NAN,
+        "fsdp2 checkpointing": _INF,
+        "megatron dp": _INF,
+        "megatron dp distributed optimizer": _NAN,
+        "megatron tp+sp": _NAN,
+        "megatron pp": _INF,
+    },
+    4: {"megatron tp+sp+pp": _NAN, "megatron tp+sp dp distributed optimizer": _INF},
 }
 SHARDED = EngineCase("megatron", dp_size=2)
 BF16_TP = TWO_RANKS["megatron tp bf16"]
@@ -241,15 +249,15 @@ def skip_case(stage: Stage, case: EngineCase) -> dict[str, Any]:
         }
 
 
-def poisoned_gradient_case(stage: Stage, case: EngineCase) -> dict[str, Any]:
-    """The last rank alone holds a number that is none in its part of the gradient, whatever the loss was."""
+def poisoned_gradient_case(stage: Stage, case: EngineCase, poison: float) -> dict[str, Any]:
+    """The last rank alone holds NaN or infinity in its part of the gradient, whatever the loss was."""
     with stage.engine(case) as engine:
         share = rank_share(training_batch(0), engine.dp_rank, engine.dp_size)
         before = weights_of(engine)
         packed = [share.sequences.pack(range(len(share)))]
         engine.forward_backward(packed, HeadRequest(), lambda _, out: (out.log_probs.sum(), {}))
         if dist.get_rank() == dist.get_world_size() - 1:
-            own_gradients(engine)[0].view(-1)[0] = float("nan")
+            own_gradients(engine)[0].view(-1)[0] = poison
         report = engine.optimizer_step()
         after, spec = weights_of(engine), update_spec(case.case, len(share))
         return {"report": report, "before": before, "after": after, "next": update_policy(engine, share, spec)}
@@ -319,7 +327,9 @@ def show_all(folder: Path, cases: Mapping[str, EngineCase]) -> dict[str, Any]:
     results: dict[str, Any] = {name: run_case(stage, case) for name, case in cases.items()}
     for name, case in SAVED[stage.world_size].items():
         save_case(stage, name, case)
-    results["poisoned"] = {name: poisoned_gradient_case(stage, cases[name]) for name in POISONED[stage.world_size]}
+    results["poisoned"] = {
+        name: poisoned_gradient_case(stage, cases[name], poison) for name, poison in POISONED[stage.world_size].items()
+    }
     if stage.world_size == 2:
         results["skip"] = {
             name: skip_case(stage, cases[name])
