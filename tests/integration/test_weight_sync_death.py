@@ -64,10 +64,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("backend", "victim"),
     [
-        ("shared_memory", "actor"),
-        ("gloo", "engine"),
-        pytest.param("shared_memory", "engine", marks=pytest.mark.opt_in),
-        pytest.param("gloo", "actor", marks=pytest.mark.opt_in),
+        ("shared_memory", "engine"),
+        ("gloo", "actor"),
+        pytest.param("shared_memory", "actor", marks=pytest.mark.opt_in),
+        pytest.param("gloo", "engine", marks=pytest.mark.opt_in),
     ],
 )
 def test_a_server_killed_in_the_middle_of_a_sync_ends_it(
