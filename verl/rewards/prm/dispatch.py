@@ -189,8 +189,13 @@ class Dispatcher:
         return min(free, key=lambda replica: (replica.queued_tokens, replica.in_flight), default=None)
 
     def _serve_waiting(self) -> None:
-        """Give room to those who wait for it, in the order in which they came."""
-        for waiting in [each for each in self._waiting if not each.place.done()]:
+        """Give room to those who wait for it, in the order in which they came.
+
+        Looks no further than there is room: it is called after every answer, and thousands may be waiting.
+        """
+        for waiting in self._waiting:  # who is served takes himself out later, when his task has its turn
+            if waiting.place.done():
+                continue
             try:
                 replica = self._find_room(waiting.tried)
             except NoReplicaError as error:

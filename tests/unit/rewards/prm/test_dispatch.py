@@ -202,6 +202,29 @@ def test_in_flight_is_bounded_and_everything_is_answered():
     assert counts == {"scored": 20, "retries": 0, "timeouts": 0, "failures": 0, "alive": 1}
 
 
+class Looked(dict):
+    """Counts the entries that are looked at."""
+
+    num_looks = 0
+
+    def __iter__(self):
+        for key in super().__iter__():
+            self.num_looks += 1
+            yield key
+
+
+def test_an_answer_does_not_cost_a_look_at_everyone_who_waits():
+    spread = dispatcher(Replica(), max_in_flight=2)
+    spread._waiting = Looked()
+
+    async def run() -> None:
+        await asyncio.gather(*(spread(request(str(number))) for number in range(300)))
+
+    asyncio.run(run())
+    assert spread.counts["scored"] == 300
+    assert 298 <= spread._waiting.num_looks <= 4 * 300
+
+
 def test_a_failure_is_tried_again_on_another_replica_and_flagged():
     broken, healthy = Replica(1.0, errors=[RuntimeError("boom")] * 9), Replica(2.0)
 
