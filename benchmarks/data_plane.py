@@ -29,6 +29,7 @@ from verl.config import PPOTrainerConfig
 from verl.config.hydra import load_config
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.utils.async_loop import BackgroundLoop
+from verl.utils.garbage import StepwiseGarbage
 
 STAGES = ("gen", "old_log_prob", "ref", "reward", "adv", "update_actor", "update_weights")
 LARGEST_EXPONENT = 1.1
@@ -82,14 +83,16 @@ def time_steps(sequences: int, arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         tracker: Any = None
         trainer = RayPPOTrainer(config, instant_runtime(config, loop), RepeatedRows(rows), None, tracker)
-        for repeat in range(arguments.repeats + 1):
-            started_s = time.perf_counter()
-            trainer.train_step()
-            if repeat == 0:
-                continue  # the first one warms up
-            seconds.append(time.perf_counter() - started_s)
-            for name in STAGES:
-                stages[name].append(trainer.timer.seconds[name])
+        with StepwiseGarbage() as garbage:  # as the trainer's loop has it
+            for repeat in range(arguments.repeats + 1):
+                started_s = time.perf_counter()
+                trainer.train_step()
+                garbage.collect()
+                if repeat == 0:
+                    continue  # the first one warms up
+                seconds.append(time.perf_counter() - started_s)
+                for name in STAGES:
+                    stages[name].append(trainer.timer.seconds[name])
     finally:
         loop.close()
     median_s = statistics.median(seconds)

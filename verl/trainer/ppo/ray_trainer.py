@@ -35,6 +35,7 @@ from verl.trainer.ppo.runtime import Runtime
 from verl.trainer.ppo.skipped_steps import SkippedSteps
 from verl.trainer.ppo.sync_proof import check_proof, compare_log_probs, sync_metrics
 from verl.trainer.ppo.validation import Validator
+from verl.utils.garbage import StepwiseGarbage
 from verl.utils.timing import StageTimer
 from verl.utils.tracking import Tracker
 from verl.weight_sync.base import WeightSyncFailedError
@@ -109,8 +110,10 @@ class RayPPOTrainer:
         if trainer.val_only:
             return last_val
         try:
-            while self.global_steps < self.total_steps:
-                last_val = self._step_and_what_follows() or last_val
+            with StepwiseGarbage() as garbage:
+                while self.global_steps < self.total_steps:
+                    last_val = self._step_and_what_follows() or last_val
+                    garbage.collect()
         finally:
             self.rollouts.cancel()
         if trainer.export_hf:
