@@ -79,20 +79,19 @@ def time_steps(sequences: int, arguments: argparse.Namespace) -> dict[str, Any]:
     rows = prompt_rows(sequences // arguments.samples, arguments.prompt)
     loop = BackgroundLoop("data-plane")
     seconds: list[float] = []
-    stages: dict[str, list[float]] = {name: [] for name in STAGES}
+    spent: list[dict[str, float]] = []
     try:
         tracker: Any = None
         trainer = RayPPOTrainer(config, instant_runtime(config, loop), RepeatedRows(rows), None, tracker)
         with StepwiseGarbage() as garbage:  # as the trainer's loop has it
-            for repeat in range(arguments.repeats + 1):
+            trainer.train_step()  # warms up
+            for _ in range(arguments.repeats):
+                garbage.collect()
                 started_s = time.perf_counter()
                 trainer.train_step()
                 garbage.collect()
-                if repeat == 0:
-                    continue  # the first one warms up
                 seconds.append(time.perf_counter() - started_s)
-                for name in STAGES:
-                    stages[name].append(trainer.timer.seconds[name])
+                spent.append(dict(trainer.timer.seconds))
     finally:
         loop.close()
     median_s = statistics.median(seconds)
@@ -101,7 +100,7 @@ def time_steps(sequences: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "step_s": median_s,
         "us_per_sequence": median_s / sequences * 1e6,
         "seconds": seconds,
-        "stages_s": {name: statistics.median(values) for name, values in stages.items()},
+        "stages_s": {name: statistics.median(step[name] for step in spent) for name in STAGES},
     }
 
 
