@@ -13,12 +13,8 @@ repo=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 use_megatron=${USE_MEGATRON:-1}
 use_sglang=${USE_SGLANG:-1}
 python=${PYTHON:-python3}
-sglang_venv=${SGLANG_VENV:-$repo/.venv-sglang}
-
-fail() {
-    echo "install_vllm_sglang_mcore: $*" >&2
-    exit 2
-}
+# shellcheck source=scripts/environment.sh
+source "$repo/scripts/environment.sh"
 
 run() {
     echo "+ $*"
@@ -26,9 +22,7 @@ run() {
 }
 
 pip_install() {
-    local interpreter=$1
-    shift
-    run "$interpreter" -m pip --disable-pip-version-check --no-input install -qq "$@"
+    run "$python" -m pip --disable-pip-version-check --no-input install -qq "$@"
 }
 
 [[ $use_megatron =~ ^[01]$ ]] || fail "USE_MEGATRON=$use_megatron: allowed are 0 and 1"
@@ -39,13 +33,12 @@ if ! "$python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix and "CONDA
     [[ ${DRY_RUN:-0} == 1 ]] || fail "no environment is active; make one first: bash scripts/setup_env.sh"
 fi
 
-pip_install "$python" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
-pip_install "$python" -r "$repo/requirements/gpu.txt"
+pip_install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
+pip_install -r "$repo/requirements/gpu.txt"
 if [[ $use_megatron == 1 ]]; then
-    pip_install "$python" --no-deps -r "$repo/requirements/megatron.txt"
+    pip_install --no-deps -r "$repo/requirements/megatron.txt"
 fi
 if [[ $use_sglang == 1 ]]; then
-    run "$python" -m venv "$sglang_venv"
-    pip_install "$sglang_venv/bin/python" -r "$repo/requirements/sglang.txt"
+    run env VERL_ENV=gpu PYTHON="$python" bash "$repo/scripts/setup_sglang_env.sh"
 fi
 run "$python" -c 'import torch, transformers, vllm; print("torch", torch.__version__, "| transformers", transformers.__version__, "| vllm", vllm.__version__)'

