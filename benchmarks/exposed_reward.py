@@ -195,10 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run in progress is ended too
-    result = run(parsed)
-    path = record.write(result, parsed.out)
-    print(f"{show(result)}\n\nwritten: {path}")
-    return 0
+    return record.conclude(parsed, run, show)
 
 
 if __name__ == "__main__":

@@ -285,15 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 1 where scores disagree.
     """
-    parsed = parse(arguments)
-    try:
-        result = run(parsed)
-    except DisagreementError as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 1
-    path = record.write(result, parsed.out)
-    print(f"{show(result)}\n\nwritten: {path}")
-    return 0
+    return record.conclude(parse(arguments), run, show)
 
 
 if __name__ == "__main__":

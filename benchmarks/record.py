@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,27 @@ def write(result: Mapping[str, Any], out: str | None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def conclude(settings: Any, measure: Callable[[Any], Mapping[str, Any]], show: Callable[[Any], str]) -> int:
+    """Measure, write and print.
+
+    Args:
+        settings: The program's arguments, with `out`.
+        measure: Makes the result; raises `RuntimeError` where the sides disagree, so that there is none.
+        show: Lays it out for reading.
+
+    Returns:
+        Exit code: 1 where there is no result.
+    """
+    try:
+        result = measure(settings)
+    except RuntimeError as error:
+        print(f"no result: {error}", file=sys.stderr)
+        return 1
+    path = write(result, settings.out)
+    print(f"{show(result)}\n\nwritten: {path}")
+    return 0
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -291,15 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 1 where the sides disagree.
     """
-    parsed = parse(arguments)
-    try:
-        result = measure(parsed)
-    except RuntimeError as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 1
-    path = record.write(result, parsed.out)
-    print(f"{show(result)}\n\nwritten: {path}")
-    return 0
+    return record.conclude(parse(arguments), measure, show)
 
 
 if __name__ == "__main__":

@@ -282,11 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Of the program; None for `sys.argv`.
     """
-    parsed = parse(arguments)
-    result = measure(parsed)
-    path = record.write(result, parsed.out)
-    print(f"{show(result)}\n\nwritten: {path}")
-    return 0
+    return record.conclude(parse(arguments), measure, show)
 
 
 if __name__ == "__main__":
