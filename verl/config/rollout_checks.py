@@ -16,15 +16,10 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 _POOL = f"{_ROLLOUT}.enable_resource_pool"
 _STALENESS = "trainer.max_staleness"
 _CORRECTION = "algorithm.rollout_correction"
-_SHARES_A_GPU: tuple[str, ...] = ("ipc",)
-_NEEDS_A_GPU_EACH: tuple[str, ...] = ("nccl",)
-_SHARES_A_MACHINE: tuple[str, ...] = ("shared_memory",)
-_REACHED_EVERYWHERE: tuple[str, ...] = ("vllm",)
-"""Engines that take weights over a process group too, and so from another node."""
 
 
 def rollout_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
-    """Check pool, weight sync and asynchrony of the rollout servers.
+    """Check pool and asynchrony of the rollout servers.
 
     Args:
         config: The root, every value of the right type.
@@ -33,7 +28,6 @@ def rollout_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
         Every mistake found.
     """
     yield from _pool(config)
-    yield from _weight_sync(config)
     yield from _asynchrony(config)
 
 
@@ -49,24 +43,6 @@ def _pool(config: PPOTrainerConfig) -> Iterator[Problem]:
         if found != off:
             allowed = f"describes a pool of the rollout servers' own, but {_POOL}=False"
             yield Problem(f"{_ROLLOUT}.{name}", found, allowed, f"Set {_POOL}=True, or leave it out", (_POOL,))
-
-
-def _weight_sync(config: PPOTrainerConfig) -> Iterator[Problem]:
-    rollout = config.actor_rollout_ref.rollout
-    key, backend = f"{_ROLLOUT}.weight_sync_backend", rollout.weight_sync_backend
-    if rollout.enable_resource_pool and backend in _SHARES_A_GPU:
-        allowed = f"needs policy and rollout servers on the same GPUs, but {_POOL}=True"
-        yield Problem(key, backend, allowed, "Set it to auto", (_POOL,))
-    if not rollout.enable_resource_pool and backend in _NEEDS_A_GPU_EACH:
-        allowed = "joins policy and rollout servers on different GPUs, but they share theirs"
-        yield Problem(key, backend, allowed, f"Set it to auto, or {_POOL}=True", (_POOL,))
-    nodes = max(config.trainer.nnodes, rollout.nnodes)
-    only_way = rollout.name not in _REACHED_EVERYWHERE
-    is_shared_memory = backend in _SHARES_A_MACHINE or (backend == "auto" and only_way)
-    if rollout.enable_resource_pool and is_shared_memory and nodes > 1:
-        allowed = f"reaches {rollout.name} servers on the policy's own node only, and the pools have {nodes} nodes"
-        mend = f"Set {_POOL}=False, or {_ROLLOUT}.name=vllm" if only_way else "Set it to auto"
-        yield Problem(key, "shared_memory", allowed, mend, (_POOL, "trainer.nnodes", f"{_ROLLOUT}.nnodes"))
 
 
 def _asynchrony(config: PPOTrainerConfig) -> Iterator[Problem]:

@@ -69,10 +69,6 @@ def sglang_training_problems(rollout: RolloutConfig, trainer: TrainerConfig, sec
     if rollout.joins_servers and rollout.enable_resource_pool:
         allowed = "servers joined by URL have devices of their own already"
         yield Problem(pool, True, allowed, "Set it to False", (f"{section}.sglang.urls",))
-    if rollout.enable_resource_pool and max(trainer.nnodes, rollout.nnodes) > 1:
-        allowed = "SGLang servers with a pool of their own get their weights on the policy's node only"
-        mend = f"Start servers on further nodes yourself and name them in {section}.sglang.urls"
-        yield Problem(pool, True, allowed, mend, ("trainer.nnodes", f"{section}.nnodes"))
     shares = not rollout.enable_resource_pool and not rollout.joins_servers
     if trainer.device == "cuda" and shares and rollout.free_cache_engine:
         allowed = "an SGLang server does not hand its memory back between rollouts"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the weight sync's backend against engine and device, as far as the configuration names the device.
+"""Checks of the weight sync's backend against engine, placement and device, as far as the configuration names that.
 
-What pools have to say about it is in `rollout_checks`. Opens no file.
+Opens no file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 _KEY = f"{_ROLLOUT}.weight_sync_backend"
+_POOL = f"{_ROLLOUT}.enable_resource_pool"
 _VLLM_ONLY: tuple[str, ...] = ("ipc", "nccl", "gloo")
 _DEVICES_OF = {"ipc": "cuda", "nccl": "cuda", "gloo": "cpu"}
 
@@ -34,7 +35,25 @@ def weight_sync_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
     if backend in _VLLM_ONLY and rollout.name != "vllm":
         allowed = f"is for vllm servers; {rollout.name} servers take weights by shared_memory"
         yield Problem(_KEY, backend, allowed, "Set it to auto", (f"{_ROLLOUT}.name",))
+    yield from _placement(config)
     yield from device_problems(backend, config.trainer.device)
+
+
+def _placement(config: PPOTrainerConfig) -> Iterator[Problem]:
+    rollout = config.actor_rollout_ref.rollout
+    backend, is_split = rollout.weight_sync_backend, rollout.enable_resource_pool
+    if backend == "ipc" and is_split:
+        allowed = f"needs policy and rollout servers on the same GPUs, but {_POOL}=True"
+        yield Problem(_KEY, backend, allowed, "Set it to auto", (_POOL,))
+    if backend == "nccl" and not is_split:
+        allowed = "joins policy and rollout servers on different GPUs, but they share theirs"
+        yield Problem(_KEY, backend, allowed, f"Set it to auto, or {_POOL}=True", (_POOL,))
+    only_way = rollout.name != "vllm"
+    nodes = max(config.trainer.nnodes, rollout.nnodes)
+    if is_split and nodes > 1 and (backend == "shared_memory" or (backend == "auto" and only_way)):
+        allowed = f"reaches {rollout.name} servers on the policy's own node only, and the pools have {nodes} nodes"
+        mend = f"Set {_POOL}=False, or {_ROLLOUT}.name=vllm" if only_way else "Set it to auto"
+        yield Problem(_KEY, "shared_memory", allowed, mend, (_POOL, "trainer.nnodes", f"{_ROLLOUT}.nnodes"))
 
 
 def device_problems(backend: str, device: str) -> Iterator[Problem]:

@@ -30,23 +30,6 @@ HF = f"{ROLLOUT}.name=hf"
             f"must divide {ROLLOUT}.n_gpus_per_node=4",
             [*SPLIT, f"{ROLLOUT}.tensor_model_parallel_size=2"],
         ),
-        # weight sync
-        (
-            [*SPLIT, f"{ROLLOUT}.weight_sync_backend=ipc"],
-            f"needs policy and rollout servers on the same GPUs, but {ROLLOUT}.enable_resource_pool=True",
-            [f"{ROLLOUT}.weight_sync_backend=ipc"],
-        ),
-        (
-            [f"{ROLLOUT}.weight_sync_backend=nccl"],
-            "joins policy and rollout servers on different GPUs",
-            [*SPLIT, f"{ROLLOUT}.weight_sync_backend=nccl"],
-        ),
-        (
-            [*SPLIT, "trainer.nnodes=2", f"{ROLLOUT}.weight_sync_backend=shared_memory"],
-            "weight_sync_backend='shared_memory': reaches vllm servers on the policy's own node only",
-            [*SPLIT, f"{ROLLOUT}.weight_sync_backend=shared_memory"],
-        ),
-        ([*SPLIT, HF, f"{ROLLOUT}.nnodes=2"], "the pools have 2 nodes", [*SPLIT, HF]),
         # asynchrony
         (
             [*SPLIT, "trainer.max_staleness=1"],

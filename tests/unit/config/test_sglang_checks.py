@@ -39,7 +39,7 @@ POOL = (f"{ROLLOUT}.enable_resource_pool=True", f"{ROLLOUT}.n_gpus_per_node=2")
         ([NAME, "trainer.device=cuda"], "does not hand its memory back", [URLS]),
         ([NAME, "trainer.device=cuda"], "does not hand its memory back", POOL),
         ([NAME, URLS, *POOL], "have devices of their own already", [f"{SGLANG}.urls=[]"]),
-        ([NAME, *POOL, f"{ROLLOUT}.nnodes=2"], "on the policy's node only", [f"{ROLLOUT}.nnodes=1"]),
+        ([NAME, *POOL, f"{ROLLOUT}.nnodes=2"], "reaches sglang servers on the policy's own", [f"{ROLLOUT}.nnodes=1"]),
         ([NAME, f"{ROLLOUT}.tensor_model_parallel_size=3"], "must divide trainer.n_gpus_per_node=8", [URLS]),
         ([NAME, f"{ROLLOUT}.weight_sync_backend=ipc"], "sglang servers take weights by shared_memory",
          [f"{ROLLOUT}.weight_sync_backend=shared_memory"]),

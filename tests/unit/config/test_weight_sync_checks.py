@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends of the weight sync against engine and device: refused with key and mend, the nearest neighbour accepted."""
+"""Backends of the weight sync against engine, placement and device: refused with key and mend, others accepted."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ OWN_POOL = (f"{ROLLOUT}.enable_resource_pool=True", f"{ROLLOUT}.n_gpus_per_node=
         ([f"{KEY}=nccl", "trainer.device=cpu", *OWN_POOL], "needs cuda, but the run is", ["trainer.device=cuda"]),
         ([f"{KEY}=gloo", "trainer.device=cuda"], "needs cpu, but the run is on cuda", ["trainer.device=cpu"]),
         ([f"{KEY}=gloo", f"{ROLLOUT}.name=hf"], "is for vllm servers; hf servers take", [f"{ROLLOUT}.name=vllm"]),
+        ([f"{KEY}=ipc", *OWN_POOL], "on the same GPUs, but", [f"{KEY}=auto"]),
+        ([f"{KEY}=nccl"], "joins policy and rollout servers on different GPUs", [*OWN_POOL]),
+        (
+            [f"{KEY}=shared_memory", "trainer.nnodes=2", *OWN_POOL],
+            "weight_sync_backend='shared_memory': reaches vllm servers on the policy's own node only",
+            ["trainer.nnodes=1"],
+        ),
+        ([f"{ROLLOUT}.name=hf", *OWN_POOL, f"{ROLLOUT}.nnodes=2"], "the pools have 2 nodes", [f"{ROLLOUT}.nnodes=1"]),
         ([f"{ROLLOUT}.weight_sync_bucket_mib=0"], "weight_sync_bucket_mib", [f"{ROLLOUT}.weight_sync_bucket_mib=1"]),
         ([f"{ROLLOUT}.weight_sync_verify_every=-1"], "verify_every", [f"{ROLLOUT}.weight_sync_verify_every=0"]),
     ],
