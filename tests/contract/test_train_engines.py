@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.engine_cases import NUM_STEPS, Case, one_rank_group, plain_log_probs, plain_loop, training_batch
 from tests.helpers.engine_cases import run_ranks as start_ranks
-from tests.helpers.tiny_models import save_tiny_model, tiny_model
+from tests.helpers.tiny_models import VOCAB_SIZE, save_tiny_model, tiny_model
 
 pytest.importorskip("megatron.core", reason="megatron-core is not installed")
 
@@ -85,6 +85,15 @@ def test_five_steps_equal_the_plain_loop(size: int, name: str, ranks: dict, plai
     for rank in ranks[size]:
         assert_steps(rank[name]["history"], reference, range(NUM_STEPS))
         assert_weights(rank[name]["weights"], reference["weights"])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES_BY_SIZE[2] if name.endswith("on-policy")])
+def test_without_old_log_probs_the_update_says_how_far_the_sampler_is_off(name: str, ranks: dict, plain: dict) -> None:
+    wanted = plain[True, "on_policy"]["differences"]
+    for rank in ranks[2]:
+        found = [metrics["actor/rollout_log_prob_diff_max"] for metrics in rank[name]["history"]]
+        assert found == pytest.approx(wanted, abs=1e-4)
+        assert all(0 < metrics["actor/policy_entropy"] < math.log(VOCAB_SIZE) for metrics in rank[name]["history"])
 
 
 @pytest.mark.parametrize(("size", "name"), EVERY)

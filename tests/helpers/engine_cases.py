@@ -52,8 +52,9 @@ class Case:
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
     micro: MicroBatchSpec = field(default_factory=lambda: MicroBatchSpec(max_tokens=25))
     loss_agg_mode: str = "token-mean"
-    # Importance weights of the policy loss: none, a column of the batch, or computed in the loss.
-    correction: Literal["none", "column", "live"] = "none"
+    # Importance weights of the policy loss: none, a column of the batch, or computed in the loss; or no old log-probs, so
+    # that those of the step's own forward pass are the old ones.
+    correction: Literal["none", "column", "live", "on_policy"] = "none"
 
 
 CASES: dict[str, Case] = {
@@ -93,8 +94,11 @@ def training_batch(step: int, tied: bool = True) -> PolicyBatch:
 
 @functools.cache
 def batch_of(case: Case, step: int) -> PolicyBatch:
-    """The batch of one step of a case: with a column of importance weights if it wants one."""
+    """The batch of one step of a case: with a column of importance weights if it wants one. Without old log-probs it
+    has what would be them as the sampler's, which are only compared."""
     batch = training_batch(step, case.tied)
+    if case.correction == "on_policy":
+        return replace(batch, old_log_probs=None, rollout_log_probs=batch.old_log_probs)
     if case.correction != "column":
         return batch
     weights = 2 * torch.rand(batch.responses.shape, generator=torch.Generator().manual_seed(200 + step))
@@ -158,10 +162,12 @@ def run_case(model_path: str, case: Case) -> dict[str, Any]:
 def plain_loop(model: torch.nn.Module, case: Case, num_steps: int = NUM_STEPS) -> dict[str, Any]:
     """The same training without the engines: the reference."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=OPTIMIZER.weight_decay)
-    losses, norms = [], []
+    losses, norms, differences = [], [], []
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (step + 1) / OPTIMIZER.warmup_steps)
+        if case.correction == "on_policy":
+            differences.append(_largest_difference(model, batch_of(case, step)))
         loss = _plain_loss(model, batch_of(case, step), case)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)))
@@ -169,7 +175,17 @@ def plain_loop(model: torch.nn.Module, case: Case, num_steps: int = NUM_STEPS) -
         optimizer.step()
         optimizer.zero_grad()
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {"losses": losses, "norms": norms, "weights": weights}
+    return {"losses": losses, "norms": norms, "differences": differences, "weights": weights}
+
+
+@torch.no_grad()
+def _largest_difference(model: torch.nn.Module, batch: PolicyBatch) -> float:
+    """Between the model's log-probs and the sampler's, over all response tokens."""
+    assert batch.rollout_log_probs is not None
+    log_probs = [plain_log_probs(model, batch, row)[0] for row in range(len(batch))]
+    return max(
+        float((mine - batch.rollout_log_probs[row, : len(mine)]).abs().max()) for row, mine in enumerate(log_probs)
+    )
 
 
 def plain_log_probs(model: torch.nn.Module, batch: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +203,8 @@ def _plain_loss(model: torch.nn.Module, batch: PolicyBatch, case: Case) -> torch
         log_probs, entropies = plain_log_probs(model, batch, row)
         terms = []
         for t, (log_prob, entropy) in enumerate(zip(log_probs, entropies, strict=True)):
-            advantage, ratio = batch.advantages[row, t], (log_prob - batch.old_log_probs[row, t]).exp()
+            old = log_prob.detach() if batch.old_log_probs is None else batch.old_log_probs[row, t]
+            advantage, ratio = batch.advantages[row, t], (log_prob - old).exp()
             clipped = ratio.clamp(1 - CLIP.clip_ratio_low, 1 + CLIP.clip_ratio_high)
             policy = -torch.minimum(ratio * advantage, clipped * advantage)
             if advantage < 0:

@@ -76,6 +76,7 @@ _PP = MegatronSpec(pipeline_parallel=2)
 _PAIR = ShardingSpec(sequence_parallel=2)
 _CHECKPOINTING, _PADDED, _UNTIED = CASES["checkpointing"], CASES["padded"], CASES["untied"]
 _WEIGHTS, _LIVE_WEIGHTS = Case(correction="column"), Case(correction="live")
+_ON_POLICY = Case(correction="on_policy")
 
 ONE_RANK: dict[str, EngineCase] = {
     "fsdp2": EngineCase("fsdp2"),
@@ -110,6 +111,8 @@ TWO_RANKS: dict[str, EngineCase] = {
     "fsdp2 live weights": EngineCase("fsdp2", _LIVE_WEIGHTS, dp_size=2),
     "megatron tp+sp weights": EngineCase("megatron", _WEIGHTS, _TP_SP),
     "megatron pp live weights": EngineCase("megatron", _LIVE_WEIGHTS, _PP),
+    "fsdp2 on-policy": EngineCase("fsdp2", _ON_POLICY, dp_size=2),
+    "megatron pp on-policy": EngineCase("megatron", _ON_POLICY, _PP),
 }
 _TP_PP = MegatronSpec(tensor_parallel=2, pipeline_parallel=2)
 FOUR_RANKS: dict[str, EngineCase] = {
