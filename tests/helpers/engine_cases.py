@@ -52,8 +52,8 @@ class Case:
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
     micro: MicroBatchSpec = field(default_factory=lambda: MicroBatchSpec(max_tokens=25))
     loss_agg_mode: str = "token-mean"
-    # Importance weights of the policy loss: none, a column of the batch, or computed in the loss; or no old log-probs, so
-    # that those of the step's own forward pass are the old ones.
+    # Importance weights of the policy loss: none, a column of the batch, or computed in the loss; or no old
+    # log-probs, so that those of the step's own forward pass are the old ones.
     correction: Literal["none", "column", "live", "on_policy"] = "none"
 
 
