@@ -11,7 +11,7 @@ _KEY = "trainer.max_skipped_steps"
 _POLICY_ADVICE = (
     "Look at actor/grad_norm, reward/* and rollout/log_prob_diff/max in metrics.jsonl; a smaller "
     "actor_rollout_ref.actor.optim.lr and float32 help most often. Started again, the run goes on from its newest "
-    "checkpoint"
+    "checkpoint; if its log-probs are NaN already, name an earlier one (trainer.resume_mode=resume_path)"
 )
 
 

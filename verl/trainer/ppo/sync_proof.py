@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl.protocol import DataProto
+from verl.utils.errors import UserError
 from verl.weight_sync.base import SyncReport
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,20 @@ def compare_log_probs(batch: DataProto) -> SyncProof:
 
     Raises:
         WeightSyncError: There is no token to compare.
+        UserError: The trainer's log-probs are NaN, so that it is the policy that is broken and not the sync.
     """
     mask = batch.batch["response_mask"].bool()
     difference = (batch.batch["rollout_log_probs"] - batch.batch["old_log_probs"])[mask].abs()
     if not difference.numel():
         raise WeightSyncError("weight sync: the probe responses are empty, nothing can be compared")
+    num_broken = int(batch.batch["old_log_probs"][mask].isnan().sum())
+    if num_broken:
+        raise UserError(
+            f"policy: its own log-probs of {num_broken} of {difference.numel()} tokens are NaN, before any training "
+            "step: weights are NaN, infinite or far too large. They come from the checkpoint that the run was to go on "
+            "from, or else from actor_rollout_ref.model.path. Name an earlier checkpoint "
+            "(trainer.resume_mode=resume_path and trainer.resume_from_path), or another model."
+        )
     return SyncProof(difference.numel(), float(difference.max()), float(difference.mean()))
 
 

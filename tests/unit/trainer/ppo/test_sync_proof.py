@@ -6,6 +6,7 @@ import torch
 
 from verl.protocol import DataProto
 from verl.trainer.ppo.sync_proof import SyncProof, WeightSyncError, check_proof, compare_log_probs, sync_metrics
+from verl.utils.errors import UserError
 from verl.weight_sync.base import SyncReport
 
 
@@ -53,6 +54,12 @@ def test_a_single_nan_is_found() -> None:
     proof = compare_log_probs(batch([[-1.0, float("nan")]], [[-1.0, -1.0]], [[1, 1]]))
     with pytest.raises(WeightSyncError, match="nan"):
         check_proof(proof, is_float32=True)
+
+
+def test_a_policy_that_is_broken_itself_is_not_laid_to_the_sync() -> None:
+    nan = float("nan")
+    with pytest.raises(UserError, match="1 of 2 tokens are NaN.*trainer.resume_from_path"):
+        compare_log_probs(batch([[nan, -1.0, -1.0]], [[nan, -1.0, nan]], [[1, 1, 0]]))
 
 
 def test_metrics_are_those_of_the_rank_that_sent() -> None:
