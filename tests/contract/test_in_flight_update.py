@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that change while vLLM is in the middle of responses: frozen ones go on with the new policy, token by token
-as it would continue them; their log-probs say, for every token, the policy that sampled it.
+"""Weights that change while an engine is in the middle of responses: frozen ones go on with the new policy, token by
+token as it would continue them; their log-probs say, for every token, the policy that sampled it. The case of SGLang is
+asked for: `bash scripts/test.sh --sglang`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.contract.test_rollout_engines import MARKS
+from tests.helpers.sglang import real_settings
 from tests.helpers.tiny_models import tiny_model
 from verl.rollout.base import Generation, GenerationRequest, RolloutSpec, SamplingSettings
 from verl.weight_sync.bundle import bundle_directory, write_bundle
 from verl.workers.rollout_server import ROLLOUT_ENGINES
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 # vLLM on CPU wants heads of 32 or more
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
@@ -53,10 +56,13 @@ async def update_while_sampling(engine: Any, weights: dict[str, Any]) -> list[tu
     return [([5 + number, 6, 7], await task) for number, task in enumerate(tasks)]
 
 
-def test_frozen_responses_go_on_with_the_new_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in MARKS.items() if name != "hf"])
+def test_frozen_responses_go_on_with_the_new_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    module, _, class_name = ROLLOUT_ENGINES["vllm"].partition(":")
+    module, _, class_name = ROLLOUT_ENGINES[name].partition(":")
     first, second = tiny_model(True, 0, **SHAPE), tiny_model(True, 1, **SHAPE)
     first.save_pretrained(tmp_path)
     spec = RolloutSpec(
@@ -66,6 +72,7 @@ def test_frozen_responses_go_on_with_the_new_weights(tmp_path: Path, monkeypatch
         max_num_seqs=16,
         kv_cache_bytes=1 << 27,
         in_flight_update="keep",
+        server=real_settings() if name == "sglang" else None,
     )
 
     async def run() -> list[tuple[list[int], Generation]]:

@@ -22,7 +22,8 @@ from tests.helpers.sglang import real_settings
 from tests.helpers.tiny_models import tiny_model
 from verl.rollout.base import GenerationRequest, RolloutSpec, SamplingSettings
 from verl.rollout.sglang_engine import SGLangEngine
-from verl.weight_sync.bundle import write_bundle
+from verl.rollout.sglang_weights import SGLangWeightChannel
+from verl.weight_sync.bundle import WeightDigestError, write_bundle
 
 pytestmark = [pytest.mark.sglang, pytest.mark.opt_in, pytest.mark.slow]
 
@@ -49,11 +50,20 @@ def run(spec: RolloutSpec, work: Work) -> Any:
         engine = SGLangEngine(spec)
         try:
             await engine.start()
+            assert shared_files() > before
             return await work(engine)
         finally:
             await engine.close()
 
-    return asyncio.run(whole())
+    before = shared_files()
+    result = asyncio.run(whole())
+    assert shared_files() <= before
+    return result
+
+
+def shared_files() -> set[str]:
+    """What SGLang servers have in shared memory; they take little of it away themselves."""
+    return {path.name for path in Path("/dev/shm").glob("sgl*")}
 
 
 def sglang_processes() -> list[psutil.Process]:
@@ -82,6 +92,31 @@ def test_a_joined_server_takes_weights_and_goes_on(spec: RolloutSpec, tmp_path: 
     before, joined, after = run(spec, join)
     assert joined.token_ids == after.token_ids != before.token_ids
     assert not sglang_processes()
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.v_proj.bias", "model.embed_tokens.weight"])
+def test_a_weight_that_another_changed_is_found(name: str, spec: RolloutSpec, tmp_path: Path) -> None:
+    weights = dict(tiny_model(True, 1, **HEADS).named_parameters())
+    manifest, _ = write_bundle(weights.items(), tmp_path / "bundle", with_digests=True)
+    spoiled = weights[name].detach().clone()
+    spoiled.view(torch.int32).reshape(-1)[-1] ^= 1
+    intruder, _ = write_bundle([(name, spoiled)], tmp_path / "intruder", with_digests=False)
+
+    async def work(engine: SGLangEngine) -> None:
+        await engine.init_transfer({})
+        other = SGLangWeightChannel(engine._client)
+        assert engine._shape is not None and engine._channel is not None
+        await other.open(engine._shape)
+        await engine.start_update()
+        await engine.update(manifest.to_dict())  # agrees
+        await other.send(intruder)
+        with pytest.raises(WeightDigestError, match="on rank 0 of the SGLang server are not those that were sent"):
+            await engine._channel.compare(manifest)
+        await engine.update(manifest.to_dict())
+        await engine.finish_update(1)
+        await other.close()
+
+    run(spec, work)
 
 
 def test_killed_while_it_answers_and_while_it_takes_weights(spec: RolloutSpec, tmp_path: Path) -> None:
@@ -119,6 +154,7 @@ def test_it_ends_with_a_holder_that_is_killed(spec: RolloutSpec, tmp_path: Path)
     )
     (tmp_path / "spec").write_bytes(pickle.dumps(spec))
     command = [sys.executable, "-c", program, str(tmp_path / "spec"), str(tmp_path / "up")]
+    before = shared_files()
     holder = subprocess.Popen(command, cwd=ROOT)
     deadline = time.monotonic() + 200
     while not (tmp_path / "up").exists():
@@ -129,6 +165,7 @@ def test_it_ends_with_a_holder_that_is_killed(spec: RolloutSpec, tmp_path: Path)
     holder.kill()
     holder.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
+    assert shared_files() <= before
     assert not [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 

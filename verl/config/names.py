@@ -48,7 +48,7 @@ RolloutName = Literal["vllm", "hf", "sglang"]
 ROLLOUT_NAMES: tuple[str, ...] = get_args(RolloutName)
 InFlightUpdate = Literal["wait", "keep"]
 IN_FLIGHT_UPDATES: tuple[str, ...] = get_args(InFlightUpdate)
-ROLLOUTS_THAT_KEEP: tuple[str, ...] = ("vllm",)
+ROLLOUTS_THAT_KEEP: tuple[str, ...] = ("vllm", "sglang")
 """Engines that can freeze the responses they are in the middle of, take new weights and go on."""
 DType = Literal["bfloat16", "float32", "float16"]
 DTYPES: tuple[str, ...] = get_args(DType)
@@ -56,8 +56,6 @@ LRSchedule = Literal["constant", "cosine"]
 LR_SCHEDULES: tuple[str, ...] = get_args(LRSchedule)
 WeightSyncBackend = Literal["auto", "shared_memory", "ipc", "nccl", "gloo"]
 WEIGHT_SYNC_BACKENDS: tuple[str, ...] = get_args(WeightSyncBackend)
-WeightGroupBackend = Literal["gloo", "nccl"]
-WEIGHT_GROUP_BACKENDS: tuple[str, ...] = get_args(WeightGroupBackend)
 
 Truncation = Literal["error", "left", "right", "middle"]
 TRUNCATIONS: tuple[str, ...] = get_args(Truncation)

@@ -105,7 +105,8 @@ class RolloutConfig(ServingConfig):
     servers' own."""
     in_flight_update: InFlightUpdate = "wait"
     """With `trainer.max_staleness` above 0, what new weights do to responses that are being sampled: `wait` until they
-    are complete, so that each is of one policy version; `keep`: freeze them and go on with the new weights (`vllm`)."""
+    are complete, so that each is of one policy version; `keep`: freeze them and go on with the new weights (`vllm`,
+    `sglang`)."""
     log_prob_micro_batch_size_per_gpu: int | None = limited(None, low=1)
     """Old log-probs: most sequences in one forward on one rank; null = the actor's limit. Unit: sequences."""
     log_prob_use_dynamic_bsz: bool | None = None

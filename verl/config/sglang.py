@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from verl.config.fields import free_mapping, path_field
-from verl.config.names import WeightGroupBackend
 
 PYTHON_VARIABLE = "VERL_SGLANG_PYTHON"
 SETUP_SCRIPT = "scripts/setup_sglang_env.sh"
@@ -30,9 +29,6 @@ class SGLangConfig:
     """Further launch arguments of started servers, e.g. `{attention_backend: fa3}`; true = a flag without a value."""
     env: Mapping[str, Any] = free_mapping()
     """Further environment variables of started servers."""
-    weight_group_backend: WeightGroupBackend = "gloo"
-    """Process group over which a server gets new weights. `nccl` is faster, and only for servers joined by URL, on GPUs
-    that no policy rank uses."""
 
     @property
     def interpreter(self) -> str:

@@ -43,9 +43,6 @@ def sglang_problems(rollout: ServingConfig, section: str) -> Iterator[Problem]:
         if name.startswith("-"):
             mend = f"Write {name.lstrip('-').replace('-', '_')}"
             yield Problem(f"{key}.server_args", name, "names arguments without dashes in front", mend)
-    if sglang.weight_group_backend == "nccl" and not sglang.urls:
-        allowed = "a started server shares GPUs with the process that brings its weights, which NCCL cannot join"
-        yield Problem(f"{key}.weight_group_backend", "nccl", allowed, "Set it to gloo", (f"{key}.urls",))
 
 
 def sglang_training_problems(rollout: RolloutConfig, trainer: TrainerConfig, section: str) -> Iterator[Problem]:

@@ -76,7 +76,6 @@ class ServerSettings:
         env: Further environment variables of a started server.
         arguments: Further launch arguments of a started server, by name without dashes; they win over derived ones.
         start_timeout_s: Longest wait until the server answers, seconds.
-        weight_group_backend: `gloo` or `nccl`: process group over which it gets new weights.
     """
 
     python: str = ""
@@ -84,7 +83,6 @@ class ServerSettings:
     env: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     start_timeout_s: float = 900.0
-    weight_group_backend: str = "gloo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

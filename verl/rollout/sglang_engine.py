@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 from transformers import AutoConfig
 
 from verl.rollout.base import FinishReason, Generation, GenerationRequest, RolloutSpec, SamplingSettings, ServerSettings
+from verl.rollout.sglang_digest import ServerShape
 from verl.rollout.sglang_http import SGLangClient, SGLangError, SGLangUnreachableError
 from verl.rollout.sglang_server import (
     SGLangServerProcess,
-    free_port,
+    hold_port,
     kv_cache_tokens,
     launch_command,
     server_environment,
@@ -33,6 +35,8 @@ from verl.weight_sync.bundle import WeightDigestError, WeightManifest
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_CONTROL_CONNECTIONS = 4
+_VERSION = "0.5.23"
 _DEATH_S = 10.0  # between a broken connection and the end of a server whose other processes have died
 
 
@@ -54,11 +58,13 @@ class SGLangEngine:
         self._spec = spec
         self._settings = spec.server or ServerSettings()
         self._process: SGLangServerProcess | None = None
+        self._held_port: socket.socket | None = None
         self._connected: SGLangClient | None = None
+        self._requests: SGLangClient | None = None
         self._channel: SGLangWeightChannel | None = None
-        self._num_ranks = spec.tensor_parallel_size
+        self._shape: ServerShape | None = None
         self._policy_version = 0
-        self._heeds_seeds = False
+        self._heeds_seeds = self._is_paused = False
         self._gate = UpdateGate()
 
     async def start(self) -> None:
@@ -68,10 +74,13 @@ class SGLangEngine:
             RuntimeError: The server ended, or did not answer in time; with the last lines of its log.
         """
         url = self._settings.url or self._launch()
-        self._connected = SGLangClient(url, self._spec.max_num_seqs)
+        self._connected = SGLangClient(url, _CONTROL_CONNECTIONS)
+        # connections of its own: what is said about weights does not stand in line behind frozen requests
+        self._requests = SGLangClient(url, self._spec.max_num_seqs)
         await self._wait_until_healthy()
+        self._release_port()
         info = await self._client.get("/server_info")
-        self._num_ranks = check_server(url, info)
+        self._shape = self._shape_of(url, info)
         self._heeds_seeds = bool(info.get("enable_deterministic_inference"))
         if self._spec.enable_sleep_mode:
             logger.warning("SGLang servers keep their memory between rollouts: free_cache_engine has no effect")
@@ -90,37 +99,52 @@ class SGLangEngine:
             "sampling_params": sampling_params(request.sampling),
             "return_logprob": True,
         }
+        assert self._requests is not None, "start() was not awaited"
         async with self._gate.passing():
+            version = self._policy_version
             try:
-                answer = await self._client.post("/generate", body)
+                answer = await self._requests.post("/generate", body)
             except SGLangUnreachableError as error:
                 raise await self._death(error) from error
-            return generation(request.request_id, answer, self._policy_version)
+            return generation(request.request_id, answer, version)
 
     async def init_transfer(self, init_info: dict[str, Any]) -> None:
         """See `RolloutEngine.init_transfer`; makes the process group with the server."""
-        self._channel = SGLangWeightChannel(self._client, self._settings.weight_group_backend)
-        await self._said(self._channel.open(self._num_ranks))
+        self._channel = SGLangWeightChannel(self._client)
+        assert self._shape is not None, "start() was not awaited"
+        await self._said(self._channel.open(self._shape))
 
     async def start_update(self) -> None:
-        """See `RolloutEngine.start_update`; requests that come from now on wait for `finish_update`."""
+        """See `RolloutEngine.start_update`; requests that come from now on wait for `finish_update`.
+
+        Frozen requests lose their KV cache and wait in the server's queue, with the tokens and log-probs they have.
+        They are prefilled anew when it goes on: further tokens are those of the new policy after what was said so far.
+        """
         self._gate.close()
-        await self._gate.drained()
+        if self._spec.in_flight_update != "keep":
+            await self._gate.drained()
+        if self._gate.in_flight:
+            await self._said(self._client.post("/pause_generation", {"mode": "retract"}))
+            self._is_paused = True
         await self._said(self._weights.begin())
 
     async def update(self, payload: dict[str, Any]) -> None:
         """See `RolloutEngine.update`.
 
         Raises:
-            WeightDigestError: The bytes of a tensor are not those that were sent.
+            WeightDigestError: The bytes of a tensor, or of a parameter of the server, are not those that were sent.
             RuntimeError: The server could not take them in, or is gone.
         """
         await self._said(self._weights.send(WeightManifest(**payload)))
 
     async def finish_update(self, version: int) -> None:
         """See `RolloutEngine.finish_update`."""
-        await self._said(self._weights.finish(version))
+        await self._said(self._weights.finish(version, is_idle=not self._is_paused))
         self._policy_version = version
+        if self._is_paused:
+            # the flush has emptied torch's cache already
+            await self._said(self._client.post("/continue_generation", {"torch_empty_cache": False}))
+            self._is_paused = False
         self._gate.open()
 
     async def sleep(self) -> None:
@@ -134,25 +158,42 @@ class SGLangEngine:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
-        if self._connected is not None:
-            await self._connected.close()
-            self._connected = None
+        for client in (self._requests, self._connected):
+            if client is not None:
+                await client.close()
+        self._requests = self._connected = None
         if self._process is not None:
             await self._process.stop()
             self._process = None
+        self._release_port()
 
     def _launch(self) -> str:
-        spec, port = self._spec, free_port()
+        spec = self._spec
+        self._held_port = hold_port()
+        port = self._held_port.getsockname()[1]
         kv_tokens = None
         if spec.kv_cache_bytes is not None:
-            model = AutoConfig.from_pretrained(spec.model_path, trust_remote_code=spec.trust_remote_code)
             dtype_bytes = getattr(torch, spec.dtype).itemsize
-            kv_tokens = kv_cache_tokens(model, dtype_bytes, spec.kv_cache_bytes)
+            kv_tokens = kv_cache_tokens(self._model_config(), dtype_bytes, spec.kv_cache_bytes)
         command = launch_command(spec, self._settings, port, kv_tokens)
         environment = server_environment(spec, self._settings, dict(os.environ))
         self._process = SGLangServerProcess(command, environment)
         self._process.start()
         return f"http://127.0.0.1:{port}"
+
+    def _release_port(self) -> None:
+        if self._held_port is not None:
+            self._held_port.close()
+            self._held_port = None
+
+    def _shape_of(self, url: str, info: Any) -> ServerShape:
+        num_ranks, device = check_server(url, info), str(info.get("device") or "cpu")
+        if num_ranks == 1:
+            return ServerShape(device, num_ranks, num_key_heads=1)
+        return ServerShape(device, num_ranks, self._model_config().num_key_value_heads)
+
+    def _model_config(self) -> Any:
+        return AutoConfig.from_pretrained(self._spec.model_path, trust_remote_code=self._spec.trust_remote_code)
 
     async def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + self._settings.start_timeout_s
@@ -265,7 +306,7 @@ def check_server(url: str, info: Any) -> int:
         Ranks that take part in a weight update.
 
     Raises:
-        UserError: It is spread in a way whose ranks do not all get new weights.
+        UserError: It is spread in a way whose ranks do not all get new weights, or it changes them.
     """
     for name, what in (("dp_size", "data-parallel replicas"), ("pp_size", "pipeline stages")):
         if int(info.get(name) or 1) > 1:
@@ -275,6 +316,15 @@ def check_server(url: str, info: Any) -> int:
                 f"the server has {info[name]} {what}, and SGLang takes new weights without them only",
                 f"Start it with --{name.replace('_', '-')} 1, as many servers as you need",
             )
+    if info.get("quantization"):
+        raise UserError.for_key(
+            "rollout.sglang",
+            url,
+            f"the server quantizes its weights ({info['quantization']}): they cannot be compared with those sent to it",
+            "Start it without --quantization",
+        )
+    if info.get("version", _VERSION) != _VERSION:
+        logger.warning("SGLang at %s is %s; what speaks to it knows %s", url, info["version"], _VERSION)
     return int(info.get("tp_size") or 1)
 
 

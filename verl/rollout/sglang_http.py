@@ -6,6 +6,7 @@ A weight update that fails answers with status 200 and `success: false`, so ever
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -74,10 +75,10 @@ class SGLangClient:
         return await self._request("POST", path, body)
 
     async def is_healthy(self) -> bool:
-        """Say whether the server has loaded its model and answers."""
+        """Say whether the server has loaded its model and answers at once."""
         try:
-            await self.get("/health")
-        except SGLangError:
+            await asyncio.wait_for(self.get("/health"), _CONNECT_S)
+        except (SGLangError, TimeoutError):
             return False
         return True
 

@@ -90,15 +90,17 @@ class SGLangServerProcess:
             self._log_path.unlink(missing_ok=True)
 
 
-def free_port() -> int:
-    """A port of this machine that nobody uses at the moment.
+def hold_port() -> socket.socket:
+    """Keep a port of this machine for a server that takes it when its model is loaded, minutes later.
 
     Returns:
-        Its number.
+        A socket bound to it on the loopback address. Until it is closed no connection and no other holder gets it; a
+        server that asks to reuse addresses, as HTTP servers do, can listen on it.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return holder
 
 
 def launch_command(spec: RolloutSpec, settings: ServerSettings, port: int, kv_tokens: int | None) -> list[str]:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed as dist
 
+from verl.rollout.sglang_digest import ServerShape, compare_with_server
 from verl.rollout.sglang_http import SGLangClient, SGLangError
 from verl.weight_sync.bundle import WeightManifest, read_bundle
 
@@ -37,47 +38,48 @@ class SGLangWeightChannel:
     """Sends bundles to one server.
 
     Example:
-        >>> channel = SGLangWeightChannel(client, "gloo")
-        >>> await channel.open(num_ranks=1)
+        >>> channel = SGLangWeightChannel(client)
+        >>> await channel.open(ServerShape("cuda", num_ranks=1, num_key_heads=4))
         >>> await channel.begin()
         >>> await channel.send(manifest)
         >>> await channel.finish(version=1)
     """
 
-    def __init__(self, client: SGLangClient, backend: str) -> None:
+    def __init__(self, client: SGLangClient) -> None:
         """Remember the server.
 
         Args:
             client: Speaks to it.
-            backend: `gloo` or `nccl`.
         """
-        self._client, self._backend = client, backend
+        self._client = client
         self._name = f"verl-weights-{os.getpid()}-{id(self):x}"
+        self._shape: ServerShape | None = None
         self._store: Any = None
         self._group: Any = None
         self._is_broken = False
 
-    async def open(self, num_ranks: int) -> None:
+    async def open(self, shape: ServerShape) -> None:
         """Make the process group; the server joins it.
 
         Args:
-            num_ranks: Ranks of the server.
+            shape: Of the server.
 
         Raises:
             SGLangError: The server refused.
         """
         if self._group is not None:
             return
+        self._shape = shape
         self._store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=_GROUP_TIMEOUT)
         invitation = {
             "master_address": address_towards(self._client.url),
             "master_port": self._store.port,
             "rank_offset": 1,
-            "world_size": 1 + num_ranks,
+            "world_size": 1 + shape.num_ranks,
             "group_name": self._name,
-            "backend": self._backend,
+            "backend": "gloo",  # the two environments hold different NCCLs, which do not speak to each other
         }
-        joined = _in_a_thread(partial(self._join, 1 + num_ranks))
+        joined = _in_a_thread(partial(self._join, 1 + shape.num_ranks))
         self._group = await _both(self._client.post("/init_weights_update_group", invitation), joined)
 
     async def begin(self) -> None:
@@ -85,13 +87,14 @@ class SGLangWeightChannel:
         await self._client.post("/begin_weight_update", {})
 
     async def send(self, manifest: WeightManifest) -> None:
-        """Map a bundle and broadcast it.
+        """Map a bundle and broadcast it; where it carries digests, compare what the server then holds.
 
         Args:
             manifest: Says where the tensors lie.
 
         Raises:
-            WeightDigestError: The bytes in the file are not those that were sent; nothing has gone to the server.
+            WeightDigestError: The bytes in the file are not those that were sent, and nothing has gone to the server;
+                or those of its parameters are not.
             SGLangError: The server could not take them in; the group cannot be used again.
         """
         assert self._group is not None and not self._is_broken, "open() was not awaited, or an earlier update failed"
@@ -109,16 +112,33 @@ class SGLangWeightChannel:
             except RuntimeError:
                 self._is_broken = True  # the next broadcast would meet the rest of this one
                 raise
+        if manifest.digests:
+            await self.compare(manifest)
 
-    async def finish(self, version: int) -> None:
+    async def compare(self, manifest: WeightManifest) -> None:
+        """Compare what the server holds with a bundle; while an update is open, since the end may change the layout.
+
+        Args:
+            manifest: Says where the tensors lie.
+
+        Raises:
+            WeightDigestError: The bytes of a parameter on some rank are not those of the bundle.
+        """
+        assert self._shape is not None, "open() was not awaited"
+        said = await self._client.post("/weights_checker", {"action": "checksum", "selector": "target"})
+        weights = dict(read_bundle(manifest))
+        await asyncio.to_thread(compare_with_server, weights, said["ranks"], self._shape)
+
+    async def finish(self, version: int, is_idle: bool) -> None:
         """Let the server process its new weights, forget what it computed with the old ones, and name the version.
 
         Args:
             version: Policy version.
+            is_idle: Whether all requests are answered; else the server is paused and has some in its queue.
         """
         await self._client.post("/end_weight_update", {})
-        # with a time limit it waits for what the server is just ending, instead of refusing
-        await self._client.post(f"/flush_cache?timeout={_FLUSH_S}", {})
+        # with a time limit it waits for what the server is just ending, instead of refusing; and for its queue, too
+        await self._client.post(f"/flush_cache?timeout={_FLUSH_S if is_idle else 0.0}", {})
         await self._client.post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
 
     async def close(self) -> None:
@@ -131,19 +151,15 @@ class SGLangWeightChannel:
 
     def _join(self, world_size: int) -> Any:
         """Meet the server's ranks under the keys that torch derives from the group's name on their side."""
-        device = "cpu" if self._backend == "gloo" else "cuda"
         store = dist.PrefixStore(self._name, self._store)
-        store = dist.PrefixStore(f"{device}/", dist.PrefixStore(f"{self._name}/", store))
-        if self._backend == "gloo":
-            return dist.ProcessGroupGloo(store, 0, world_size, _GROUP_TIMEOUT)
-        return dist.ProcessGroupNCCL(store, 0, world_size, dist.ProcessGroupNCCL.Options())
+        store = dist.PrefixStore("cpu/", dist.PrefixStore(f"{self._name}/", store))
+        return dist.ProcessGroupGloo(store, 0, world_size, _GROUP_TIMEOUT)
 
     def _broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         for tensor in tensors:
-            moved = tensor if self._backend == "gloo" else tensor.to("cuda")
-            self._group.broadcast([moved], options).wait()
+            self._group.broadcast([tensor], options).wait()
 
 
 def buckets(tensors: Sequence[_Named], limit_bytes: int) -> Iterator[list[_Named]]:

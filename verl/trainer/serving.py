@@ -83,7 +83,6 @@ def _server_settings(rollout: ServingConfig) -> ServerSettings:
         env={name: str(value) for name, value in rollout.sglang.env.items()},
         arguments=dict(rollout.sglang.server_args),
         start_timeout_s=rollout.start_timeout_s,
-        weight_group_backend=rollout.sglang.weight_group_backend,
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 from verl.weight_sync.base import NamedWeights, SyncReport, WeightSyncClient
@@ -34,7 +33,6 @@ class SharedMemorySender:
         client: WeightSyncClient | None,
         is_leader: bool,
         directory: Path | None = None,
-        engines_compare: bool = True,
     ) -> None:
         """Prepare the sender.
 
@@ -42,11 +40,8 @@ class SharedMemorySender:
             client: The engines of this node; None on ranks that lead no node, or when the node has no engine.
             is_leader: Whether this rank writes for its node.
             directory: Folder of the bundle file; None for the node's shared memory.
-            engines_compare: Whether it is the engines themselves that map the file and compare digests, and not an
-                adapter before them; without it no report says that digests were compared.
         """
         self._client = client if is_leader else None
-        self._engines_compare = engines_compare
         name = f"verl-weights-{os.getpid()}-{uuid.uuid4().hex[:8]}.bin"
         self._bundle = KeptBundle((directory or bundle_directory()) / name)
         if self._client is not None:
@@ -64,5 +59,4 @@ class SharedMemorySender:
             self._client.sync(manifest.to_dict(), version)
         finally:
             self._bundle.hide()
-        report = sent.report(version, started, write_s)
-        return report if self._engines_compare else replace(report, digests_compared=False)
+        return sent.report(version, started, write_s)

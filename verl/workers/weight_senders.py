@@ -40,8 +40,7 @@ def build_sender(
     if backend == "shared_memory":
         of_node = servers[place.node_index] if place.is_node_leader and place.node_index < len(servers) else []
         client = RayWeightSyncClient(of_node, timeout_s) if of_node else None
-        # an SGLang server gets its weights from the process that maps the bundle: no digest is compared in the server
-        return SharedMemorySender(client, place.is_node_leader, engines_compare=rollout.name != "sglang")
+        return SharedMemorySender(client, place.is_node_leader)
     leads = place.rank == 0
     everyone = [server for node in servers for server in node]
     per_server = rollout.tensor_model_parallel_size

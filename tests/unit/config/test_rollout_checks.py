@@ -49,7 +49,7 @@ HF = f"{ROLLOUT}.name=hf"
         (["trainer.max_staleness=-1"], "at least 0", ["trainer.max_staleness=0"]),
         (
             [HF, "trainer.max_staleness=1", CORRECTED, "trainer.device=cpu", f"{ROLLOUT}.in_flight_update=keep"],
-            f"{ROLLOUT}.in_flight_update='keep': hf cannot freeze a response; that can: vllm",
+            f"{ROLLOUT}.in_flight_update='keep': hf cannot freeze a response; that can: vllm, sglang",
             ["trainer.max_staleness=1", CORRECTED, "trainer.device=cpu", f"{ROLLOUT}.in_flight_update=keep"],
         ),
     ],

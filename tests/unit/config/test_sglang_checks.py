@@ -30,7 +30,6 @@ POOL = (f"{ROLLOUT}.enable_resource_pool=True", f"{ROLLOUT}.n_gpus_per_node=2")
         ([NAME, URLS, f"{SGLANG}.env.A=b"], "and these are joined", [f"{SGLANG}.urls=[]"]),
         ([NAME, URLS, f"{SGLANG}.server_args.a=1"], "and these are joined", [f"{SGLANG}.urls=[]"]),
         ([NAME, f"{ROLLOUT}.engine_kwargs.a=1"], f"Set {SGLANG}.server_args instead", [f"{ROLLOUT}.name=vllm"]),
-        ([NAME, f"{SGLANG}.weight_group_backend=nccl"], "which NCCL cannot join", [URLS]),
         ([NAME, f"{ROLLOUT}.top_p=0.9", "algorithm.rollout_correction.rollout_is=token"], "before the cut",
          [f"{ROLLOUT}.name=vllm"]),
         ([NAME, f"{ROLLOUT}.top_k=5", "algorithm.rollout_correction.rollout_is=token"], "before the cut",

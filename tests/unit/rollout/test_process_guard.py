@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -67,6 +68,41 @@ def test_a_command_that_ends_leaves_nobody_behind() -> None:
     assert_gone(family)
     assert guard.stderr is not None
     assert b"ended with exit code 3" in guard.stderr.read()
+
+
+@pytest.mark.parametrize("ends", ["by itself", "with the pipe"])
+def test_its_files_in_shared_memory_go_and_those_of_others_stay(ends: str) -> None:
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("needs /dev/shm")
+    name = f"/dev/shm/verl-test-{os.getpid()}-"
+    program = (
+        "import mmap, pathlib, sys, time\n"
+        "def mapped(path):\n"
+        "    with open(path, 'r+b') as file:\n"
+        "        return mmap.mmap(file.fileno(), 8)\n"
+        f"older = mapped('{name}older')\n"
+        f"pathlib.Path('{name}own').write_bytes(bytes(8))\n"
+        f"own = mapped('{name}own')\n"
+        f"pathlib.Path('{name}unmapped').write_bytes(bytes(8))\n"
+        f"time.sleep({4 if ends == 'by itself' else 600})\n"
+    )
+    Path(f"{name}older").write_bytes(bytes(8))
+    try:
+        guard = start(program)
+        deadline = time.monotonic() + 30
+        while not Path(f"{name}unmapped").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert Path(f"{name}own").exists()
+        if ends == "with the pipe":
+            assert guard.stdin is not None
+            guard.stdin.close()
+        guard.wait(timeout=30)
+        left = sorted(path.name.rpartition("-")[2] for path in Path("/dev/shm").glob(f"{Path(name).name}*"))
+        assert left == ["older", "unmapped"]
+    finally:
+        for each in Path("/dev/shm").glob(f"{Path(name).name}*"):
+            each.unlink()
 
 
 @pytest.mark.parametrize("code", [0, 5])

@@ -25,12 +25,13 @@ from verl.weight_sync.bundle import WeightDigestError, write_bundle
 Work = Callable[[SGLangEngine], Awaitable[Any]]
 
 
-def run(work: Work, behaviour: str = "", **changes: Any) -> Any:
+def run(work: Work, behaviour: str = "", spec: dict[str, Any] | None = None, **changes: Any) -> Any:
     """Start an engine with its server, let `work` use it, close it, and see that nothing of it is left."""
 
     async def whole() -> Any:
         settings = double_settings(behaviour, **changes)
-        engine = SGLangEngine(RolloutSpec(model_path="m", dtype="float32", max_model_len=64, server=settings))
+        common: dict[str, Any] = {"model_path": "m", "dtype": "float32", "max_model_len": 64, "server": settings}
+        engine = SGLangEngine(RolloutSpec(**(common | (spec or {}))))
         try:
             await engine.start()
             return await work(engine)
@@ -122,6 +123,45 @@ def test_spoiled_bytes_do_not_leave_this_process(tmp_path: Path) -> None:
     assert run(work) == {}
 
 
+def test_bytes_that_the_server_holds_otherwise_end_the_sync(tmp_path: Path) -> None:
+    weights = [("a", torch.ones(3)), ("b", torch.ones(2, 2, dtype=torch.bfloat16))]
+
+    async def work(engine: SGLangEngine) -> None:
+        await engine.init_transfer({})
+        unasked, _ = write_bundle(weights, tmp_path / "first", with_digests=False)
+        await engine.start_update()
+        await engine.update(unasked.to_dict())
+        await engine.finish_update(1)
+        manifest, _ = write_bundle(weights, tmp_path / "second", with_digests=True)
+        await engine.start_update()
+        with pytest.raises(WeightDigestError, match="'a' on rank 0 of the SGLang server are not those that were sent"):
+            await engine.update(manifest.to_dict())
+
+    run(work, "spoil")
+
+
+def test_frozen_responses_hold_up_no_update_even_where_they_have_all_connections(tmp_path: Path) -> None:
+    async def work(engine: SGLangEngine) -> Any:
+        await engine.init_transfer({})
+        manifest, _ = write_bundle([("a", torch.ones(3))], tmp_path / "bundle", with_digests=True)
+        before = [asyncio.create_task(engine.generate(request(name))) for name in "ab"]
+        await asyncio.sleep(0.05)
+        await engine.start_update()  # the double refuses it while a request runs that was not paused
+        after = asyncio.create_task(engine.generate(request("c")))
+        await asyncio.sleep(0.5)
+        assert not any(task.done() for task in (*before, after))
+        await engine.update(manifest.to_dict())
+        await engine.finish_update(3)
+        answers = await asyncio.gather(*before, after)
+        await engine.start_update()  # nobody is there to be frozen
+        await engine.finish_update(4)
+        return answers, await engine.generate(request("d"))
+
+    answers, last = run(work, "slow", {"in_flight_update": "keep", "max_num_seqs": 1})
+    assert [answer.policy_version for answer in (*answers, last)] == [0, 0, 3, 4]
+    assert all(answer.finish_reason == "stop" for answer in answers)
+
+
 def test_an_update_waits_for_responses_and_responses_wait_for_the_update(tmp_path: Path) -> None:
     async def work(engine: SGLangEngine) -> Any:
         await engine.init_transfer({})
@@ -189,7 +229,9 @@ def test_replicas_are_refused() -> None:
 
     with pytest.raises(UserError, match="has 2 data-parallel replicas"):
         run(work, "replicas")
-    assert check_server("u", {"tp_size": 4, "dp_size": 1, "pp_size": 1}) == 4
+    assert check_server("u", {"tp_size": 4, "dp_size": 1, "pp_size": 1, "quantization": None}) == 4
+    with pytest.raises(UserError, match=r"quantizes its weights \(fp8\)"):
+        check_server("u", {"tp_size": 1, "quantization": "fp8"})
     with pytest.raises(UserError, match="3 pipeline stages"):
         check_server("u", {"tp_size": 4, "pp_size": 3})
 

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from verl.rollout.sglang_http import SGLangClient, SGLangError, SGLangUnreachableError, judge
-from verl.rollout.sglang_server import free_port
+from verl.rollout.sglang_server import hold_port
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_what_is_not(status: int, text: str, said: str) -> None:
 
 
 def test_nobody_answers() -> None:
-    async def ask() -> bool:
-        client = SGLangClient(f"http://127.0.0.1:{free_port()}/", max_connections=2)
+    async def ask(port: int) -> bool:
+        client = SGLangClient(f"http://127.0.0.1:{port}/", max_connections=2)
         try:
             assert not client.url.endswith("/")
             with pytest.raises(SGLangUnreachableError, match="/flush_cache was not answered"):
@@ -53,4 +53,5 @@ def test_nobody_answers() -> None:
         finally:
             await client.close()
 
-    assert asyncio.run(ask()) is False
+    with hold_port() as holder:
+        assert asyncio.run(ask(holder.getsockname()[1])) is False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from types import SimpleNamespace
@@ -12,7 +13,13 @@ from typing import Any
 import pytest
 
 from verl.rollout.base import RolloutSpec, ServerSettings
-from verl.rollout.sglang_server import SGLangServerProcess, kv_cache_tokens, launch_command, server_environment
+from verl.rollout.sglang_server import (
+    SGLangServerProcess,
+    hold_port,
+    kv_cache_tokens,
+    launch_command,
+    server_environment,
+)
 
 
 def spec(**changes: Any) -> RolloutSpec:
@@ -110,6 +117,20 @@ def test_stopping_what_was_never_started() -> None:
     process = SGLangServerProcess(["true"], {})
     asyncio.run(process.stop())
     assert not process.is_alive
+
+
+def test_a_port_is_held_for_its_server_alone() -> None:
+    async def listen(port: int) -> tuple[str, int]:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", port)
+        async with server:
+            return server.sockets[0].getsockname()  # type: ignore[no-any-return]
+
+    with hold_port() as holder, hold_port() as other, socket.socket() as third:
+        port = holder.getsockname()[1]
+        assert other.getsockname()[1] != port
+        with pytest.raises(OSError, match="already in use"):
+            third.bind(("127.0.0.1", port))
+        assert asyncio.run(listen(port))[1] == port
 
 
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"

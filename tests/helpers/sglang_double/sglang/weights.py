@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from typing import Any
 
@@ -26,11 +27,15 @@ def join(body: dict[str, Any]) -> Any:
     return group
 
 
-def receive(body: dict[str, Any], group: Any) -> dict[str, float]:
-    """Take in the tensors of one update; gives the sum of each."""
-    sums = {}
+def receive(body: dict[str, Any], group: Any, spoils: bool) -> tuple[dict[str, float], dict[str, str]]:
+    """Take in the tensors of one update; gives the sum of each, and the digest that SGLang computes on a host."""
+    sums, digests = {}, {}
     for name, dtype, shape in zip(body["names"], body["dtypes"], body["shapes"], strict=True):
         weight = torch.empty(shape, dtype=getattr(torch, dtype))
         dist.broadcast(weight, src=0, group=group)
+        if spoils:
+            weight.view(torch.uint8)[..., 0] ^= 1
         sums[name] = float(weight.double().sum())
-    return sums
+        raw = weight.reshape(-1).view(torch.uint8).numpy()
+        digests[name] = hashlib.sha256(memoryview(raw)).hexdigest()[:16]
+    return sums, digests
