@@ -9,7 +9,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from recipe.miniature.data import Sizes, build, write
 from recipe.miniature.models import save
@@ -17,6 +21,8 @@ from verl.rewards.prm.scorer import HFScorer
 from verl.rewards.prm.selftest import PROBES_FILE
 from verl.rewards.prm.spec import PRMSpec
 from verl.rewards.prm.types import ScoreRequest
+
+_WEIGHTS = "model.model."
 
 
 def make_assets(folder: Path) -> Path:
@@ -75,15 +81,39 @@ def with_prm(assets: Path) -> list[str]:
 
 def train(arguments: list[str], timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
     """Run `main_ppo` in a process of its own, with a Ray cluster of its own."""
+    command, environment = _command(arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+
+
+def start(arguments: list[str], log: IO[str]) -> subprocess.Popen[str]:
+    """Start what `train` runs, with its output in a file."""
+    command, environment = _command(arguments)
+    return subprocess.Popen(command, text=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _command(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])  # some runs name a helper of the tests
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *arguments], environment
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a run's metrics or rollouts."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Read the policy's weights out of a checkpoint that FSDP2 ranks wrote, by the names they have in HF format."""
+    folder = checkpoint / "actor"
+    entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    weights = {
+        name.removeprefix(_WEIGHTS): torch.empty(entry.size)
+        for name, entry in entries.items()
+        if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load({f"{_WEIGHTS}{name}": weight for name, weight in weights.items()}, checkpoint_id=folder, no_dist=True)
+    return weights
 
 
 def _write_probe(prm: Path) -> None:

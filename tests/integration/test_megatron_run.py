@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run of the real entry point with Megatron-core: two ranks that share one model, on the CPU.
+"""Whole runs of the real entry point with Megatron-core: two ranks that share one model, on the CPU; rollout servers
+and a served PRM have pools of their own.
 
 Workers import `tests.helpers.megatron_cpu_worker` by the configuration's own key, which lets Megatron-core run without
 a GPU; nothing else differs from a run on GPUs.
@@ -7,17 +8,13 @@ a GPU; nothing else differs from a run on GPUs.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny_run import make_assets, run_arguments
+from tests.helpers.tiny_run import make_assets, read_rows, run_arguments, train, with_prm
 
 pytest.importorskip("megatron.core", reason="megatron-core is not installed")
 pytestmark = [
@@ -26,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for GPUs on machines without any"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 ACTOR = "actor_rollout_ref.actor"
 MEGATRON = [
     # a random policy answers nothing rightly: the entropy bonus gives the update a gradient
@@ -36,36 +32,36 @@ MEGATRON = [
     "actor_rollout_ref.ref.megatron.dtype=float32",
     "actor_rollout_ref.model.external_lib=tests.helpers.megatron_cpu_worker",
     "actor_rollout_ref.rollout.name=hf",
-    "algorithm.adv_estimator=grpo",
     "trainer.n_gpus_per_node=2",
 ]
-
-
-def train(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
 
 
+@pytest.mark.vllm
 def test_two_ranks_share_one_model_and_resume_where_they_stopped(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     assets = make_assets(tmp_path_factory.mktemp("assets"))
     arguments = [*run_arguments(assets, tmp_path), *MEGATRON, f"{ACTOR}.megatron.tensor_model_parallel_size=2"]
-    first = train(arguments)
+    served = [
+        *with_prm(assets),
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.enable_resource_pool=True",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+    ]
+    first = train([*arguments, *served])
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    assert "weight sync proved" in first.stderr
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    pools = "pool policy: 1 x 2 devices; pool rollout: 1 x 1 devices; pool prm: 1 x 1 devices; 4 in all"
+    assert pools in first.stderr and "weight sync proved" in first.stderr
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
-        assert row["actor/grad_norm"] > 0
+        assert row["actor/grad_norm"] > 0 and row["reward/prm_failed/count"] == 0
         assert row["rollout/log_prob_diff/max"] < 1e-4  # every step samples from the weights it was synced
+    assert all(response["prm_status"] in ("scored", "retried") for response in read_rows(tmp_path / "rollouts/2.jsonl"))
 
     trained, start = weights_of(tmp_path / "hf"), weights_of(assets / "policy_init")
     assert trained.keys() == start.keys()

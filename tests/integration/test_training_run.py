@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny_run import make_assets, read_rows, run_arguments, train, with_prm
+from tests.helpers.tiny_run import make_assets, read_rows, run_arguments, saved_weights, train, with_prm
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CORRECTION = "algorithm.rollout_correction"
@@ -66,52 +66,57 @@ def test_process_rewards_with_vllm_from_prompts_to_checkpoint(assets: Path, tmp_
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
-def test_two_ranks_with_transformers_generation_resume_where_they_stopped(assets: Path, tmp_path: Path) -> None:
+def test_two_ranks_share_sequences_and_a_resumed_run_stops_at_gradients_that_are_no_numbers(
+    assets: Path, tmp_path: Path
+) -> None:
     arguments = [
         *run_arguments(assets, tmp_path),
         "actor_rollout_ref.rollout.name=hf",
         "trainer.n_gpus_per_node=2",
         "algorithm.adv_estimator=grpo",
+    ]
+    sharing = [
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
+        "actor_rollout_ref.ref.ulysses_sequence_parallel_size=1",  # its ranks have rows of their own
+        "actor_rollout_ref.actor.fsdp_config.offload_policy=True",
+        "actor_rollout_ref.ref.fsdp_config.offload_policy=True",
+        "actor_rollout_ref.model.enable_activation_offload=True",
+        "actor_rollout_ref.actor.entropy_coeff=0.1",  # a random policy is always wrong: no advantage moves it
+    ]
+    first = train([*arguments, *sharing])
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row in rows[1:]:
+        assert row["actor/grad_norm"] > 0
+        assert row["rollout/log_prob_diff/max"] < 1e-4
+        assert row["actor/attention_padding_share"] <= 0.03
+    assert abs(rows[1]["actor/kl_loss"]) < 1e-5 < rows[2]["actor/kl_loss"]  # it starts as the reference
+
+    # gone on with one sequence per rank, and a loss whose gradients are infinite: two steps without a step are too many
+    going_on = [
+        "actor_rollout_ref.actor.entropy_coeff=1e39",
+        "trainer.max_skipped_steps=2",
+        "trainer.total_training_steps=9",
+        "trainer.save_freq=1",
+        "trainer.val_before_train=False",
         # a sampler that is off: every token's weight is below 1, and those far below are left out
         "actor_rollout_ref.rollout.top_p=0.9",
         f"{CORRECTION}.rollout_is=token",
         f"{CORRECTION}.mask_low=0.5",
     ]
-    first = train(arguments)
-    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    second = train([*arguments, "trainer.total_training_steps=3", "trainer.val_before_train=False"])
-    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
+    second = train([*arguments, *going_on])
+    assert second.returncode == 2, second.stdout[-3000:] + second.stderr[-3000:]
     assert "resumed from" in second.stderr and "at training step 2" in second.stderr
-    metrics = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
-    for row in metrics[1:]:
+    assert "trainer.max_skipped_steps=2: stopped" in second.stderr and "Traceback" not in second.stderr
+    rows = read_rows(tmp_path / "metrics.jsonl")[3:]
+    assert [row["step"] for row in rows] == [3, 4]
+    assert [row["actor/skipped_steps/in_a_row"] for row in rows] == [1, 2]
+    for row in rows:
         assert 0.5 <= row["rollout/is_weight/min"] <= row["rollout/is_weight/mean"] < 0.99
         assert row["rollout/is_weight/max"] <= 1.0 + 1e-4
-    assert (tmp_path / "checkpoints" / "global_step_3").is_dir()
-
-
-def test_two_ranks_that_share_sequences_train_with_a_reference(assets: Path, tmp_path: Path) -> None:
-    done = train(
-        [
-            *run_arguments(assets, tmp_path),
-            "actor_rollout_ref.rollout.name=hf",
-            "trainer.n_gpus_per_node=2",
-            "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
-            "actor_rollout_ref.ref.ulysses_sequence_parallel_size=1",  # its ranks have rows of their own
-            "actor_rollout_ref.actor.entropy_coeff=0.1",  # a random policy is always wrong: no advantage moves it
-            "algorithm.adv_estimator=grpo",
-            "trainer.val_before_train=False",
-            "trainer.test_freq=-1",
-        ]
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows if row["step"]] == [1, 2]
-    for row in rows[-2:]:
-        assert row["actor/grad_norm"] > 0
-        assert row["rollout/log_prob_diff/max"] < 1e-4
-        assert row["actor/attention_padding_share"] <= 0.03
-    assert abs(rows[-2]["actor/kl_loss"]) < 1e-5 < rows[-1]["actor/kl_loss"]  # it starts as the reference
+    unharmed, last = (saved_weights(tmp_path / "checkpoints" / f"global_step_{step}") for step in (2, 4))
+    assert unharmed.keys() == last.keys() and all(torch.equal(unharmed[name], last[name]) for name in unharmed)
 
 
 @pytest.mark.vllm
