@@ -56,7 +56,8 @@ class Generation:
         token_ids: Response tokens, EOS included when it was sampled.
         log_probs: Natural log of the probability under the sampled (temperature-scaled) distribution, one per token.
         finish_reason: `stop` (EOS), `length` (cut at `max_new_tokens`) or `abort`.
-        policy_version: Version of the weights that sampled it; of its first token where they changed on the way.
+        policy_version: Version of the weights that sampled it; where they changed on the way, of those in force when
+            the engine took it on: no token is of older ones.
     """
 
     request_id: str

@@ -147,7 +147,7 @@ def staleness_metrics(batch: DataProto, policy_version: int, max_staleness: int)
     """Count the policy versions between sampling and training, and insist on the bound.
 
     Args:
-        batch: [S] rows with `policy_version`, the weights of each response's first token.
+        batch: [S] rows with `policy_version`: no token of a response is of older weights.
         policy_version: Of the weights that are about to be trained.
         max_staleness: The bound.
 
