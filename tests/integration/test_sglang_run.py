@@ -63,6 +63,30 @@ def test_training_samples_from_the_weights_it_synced(assets: Path, tmp_path: Pat
     assert len(rows_of(tmp_path / "rollouts" / "2.jsonl")) == 16
 
 
+def test_training_runs_ahead_with_responses_that_are_frozen(assets: Path, tmp_path: Path) -> None:
+    done = run_module(
+        "verl.trainer.main_ppo",
+        [
+            *run_arguments(assets, tmp_path),
+            *sglang_keys("actor_rollout_ref.rollout"),
+            "actor_rollout_ref.rollout.gpu_memory_utilization=0.1",
+            "actor_rollout_ref.rollout.in_flight_update=keep",
+            "actor_rollout_ref.rollout.weight_sync_verify_every=1",
+            "actor_rollout_ref.actor.entropy_coeff=0.1",
+            "algorithm.adv_estimator=grpo",
+            "algorithm.rollout_correction.rollout_is=token",
+            "data.max_response_length=96",
+            "trainer.max_staleness=1",
+            "trainer.total_training_steps=5",
+            "trainer.val_before_train=False",
+        ],
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stderr.count("digests of all tensors agree") >= 5  # also with frozen requests in the server
+    rows = rows_of(tmp_path / "metrics.jsonl")
+    assert [row["staleness/max"] for row in rows if row["step"]] == [0, 1, 1, 1, 1]
+
+
 def test_generation(assets: Path, tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     done = run_module(
