@@ -36,7 +36,8 @@ class ModelConfig:
     target_modules: tuple[str, ...] = ("all-linear",)
     """Layers that get adapters: ends of module names such as [q_proj,v_proj], or all-linear (all but the head)."""
     override_config: Mapping[str, Any] = free_mapping()
-    """Entries of the model's `config.json` to replace, e.g. `{rope_theta: 1000000}`."""
+    """Entries of the model's `config.json` to replace where the model is trained, by the names of the installed
+    transformers, e.g. `{attention_dropout: 0.1}`. vLLM's are `rollout.engine_kwargs.hf_overrides`."""
     external_lib: str | None = None
     """Python module imported in every worker before the model is built (registers own model classes)."""
     custom_chat_template: str | None = None

@@ -14,7 +14,7 @@ from verl.engines.attention import IMPLEMENTATION
 from verl.engines.base import EngineSpec, load_object
 from verl.utils.errors import UserError
 
-_MEND = "Name a causal language model such as Qwen2, Qwen3 or Llama"
+MEND = "Name a causal language model such as Qwen2, Qwen3 or Llama"
 
 
 def load_model(spec: EngineSpec) -> nn.Module:
@@ -86,7 +86,7 @@ def _check_attention(model: Any, spec: EngineSpec) -> None:
     for reason, holds in reasons.items():
         if holds:
             allowed = f"holds a {model.config.model_type!r} model, which {reason}"
-            raise UserError.for_key(spec.path_key, spec.model_path, allowed, _MEND)
+            raise UserError.for_key(spec.path_key, spec.model_path, allowed, MEND)
 
 
 def read_config(spec: EngineSpec) -> Any:
@@ -99,7 +99,8 @@ def read_config(spec: EngineSpec) -> Any:
         The transformers config.
 
     Raises:
-        UserError: The path names no folder with `config.json`, and is no hub id either.
+        UserError: The path names no folder with `config.json`, and is no hub id either; or the model has no entry of
+            an override's name.
     """
     folder = Path(spec.model_path).expanduser()
     is_hub_id = not folder.exists() and spec.model_path.count("/") == 1 and spec.model_path[0] not in "./~"
@@ -111,13 +112,24 @@ def read_config(spec: EngineSpec) -> Any:
             "Check the path",
         )
     try:
-        return AutoConfig.from_pretrained(
-            _path(spec), trust_remote_code=spec.trust_remote_code, **dict(spec.config_overrides)
+        config, unused = AutoConfig.from_pretrained(
+            _path(spec),
+            trust_remote_code=spec.trust_remote_code,
+            return_unused_kwargs=True,
+            **dict(spec.config_overrides),
         )
     except (ValueError, KeyError, OSError) as error:
         allowed = f"cannot be read by this transformers ({str(error).splitlines()[0]})"
         mend = "Check config.json and its model_type; models with code of their own need trust_remote_code=True"
+        if is_hub_id:
+            mend = "Check the name and the connection to the hub, or name a local folder"
         raise UserError.for_key(spec.path_key, spec.model_path, allowed, mend) from error
+    if unused:  # transformers would go on without them
+        key = f"{spec.path_key.removesuffix('path')}override_config"
+        entries = [name for name in config.to_dict() if not name.startswith("_")]
+        mend = f"Name entries of config.json as this transformers has them: {', '.join(sorted(entries))}"
+        raise UserError.for_key(key, unused, f"a {config.model_type!r} model has no such entry", mend)
+    return config
 
 
 def _path(spec: EngineSpec) -> str:
@@ -130,7 +142,7 @@ def _class_and_config(spec: EngineSpec) -> tuple[Any, Any]:
     config = read_config(spec)
     known = getattr(model_class, "_model_mapping", None)
     if known is not None:
-        is_known, mend = type(config) in known, _MEND
+        is_known, mend = type(config) in known, MEND
     else:
         family = model_class.config_class.model_type
         is_known, mend = config.model_type == family, f"Name a model of the family {family!r}"

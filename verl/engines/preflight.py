@@ -6,8 +6,9 @@ from __future__ import annotations
 from verl.engines.base import LORA, EngineSpec, load_object
 from verl.engines.fsdp.sharding import decoder_layers
 from verl.engines.heads import PackedModel
-from verl.engines.loading import empty_model, read_config
+from verl.engines.loading import MEND, empty_model, read_config
 from verl.engines.megatron.weights import Qwen2Shape
+from verl.utils.errors import UserError
 
 
 def check_trainable(spec: EngineSpec) -> None:
@@ -23,7 +24,11 @@ def check_trainable(spec: EngineSpec) -> None:
     if spec.strategy == "megatron":
         Qwen2Shape.of(read_config(spec), spec.model_path, spec.path_key)
         return
-    module = PackedModel(empty_model(spec), spec.head, spec.head_chunk_size)
+    model = empty_model(spec)
+    try:
+        module = PackedModel(model, spec.head, spec.head_chunk_size)
+    except UserError as error:
+        raise UserError.for_key(spec.path_key, spec.model_path, str(error), MEND) from error
     decoder_layers(module.model)
     if spec.lora is not None:
         load_object(LORA)(module.model, spec.lora)

@@ -43,6 +43,16 @@ def test_a_model_of_another_kind_is_a_user_error(tmp_path: Path) -> None:
         empty_model(EngineSpec(str(tmp_path)))
 
 
+def test_overrides_replace_entries_of_the_config_and_unknown_ones_are_a_user_error(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path)
+    assert empty_model(EngineSpec(path, config_overrides={"attention_dropout": 0.25})).config.attention_dropout == 0.25
+    with pytest.raises(UserError) as caught:  # transformers 5 has it in `rope_parameters`
+        empty_model(EngineSpec(path, config_overrides={"rope_theta": 1e6}))
+    assert "actor_rollout_ref.model.override_config={'rope_theta': 1000000.0}" in str(caught.value)
+    assert "a 'qwen2' model has no such entry" in str(caught.value)
+    assert "rope_parameters" in str(caught.value)
+
+
 def test_missing_weights_are_a_user_error_and_not_random_numbers(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path, tied=False)
     file = tmp_path / "model.safetensors"

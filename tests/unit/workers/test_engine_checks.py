@@ -44,3 +44,8 @@ def test_a_module_of_the_user_is_loaded_first(llama: str, tmp_path: Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match="I was loaded"):
         check_policy(build(f"{MODEL}.path={llama}", f"{MODEL}.external_lib=own_families"))
+
+
+def test_a_module_of_the_user_that_is_not_there(llama: str) -> None:
+    with pytest.raises(UserError, match=r"external_lib='own_familys': cannot be imported .*own_familys"):
+        check_policy(build(f"{MODEL}.path={llama}", f"{MODEL}.external_lib=own_familys"))
