@@ -62,7 +62,11 @@ def unknown_key(key: str, value: object, tree: Tree) -> Problem:
         The problem.
     """
     near = nearest_key(key, [*tree.leaves, *sorted(tree.sections)])
-    mend = f"Did you mean {near}?" if near is not None else "See docs/configuration.md for every key"
+    if near is not None:
+        return Problem(key, value, "unknown key", f"Did you mean {near}?")
+    parent = key.rpartition(".")[0]
+    where = f"section {parent}" if parent in tree.sections else "every key"
+    mend = f"See {where} in docs/configuration.md"
     return Problem(key, value, "unknown key", mend)
 
 

@@ -18,7 +18,7 @@ from verl.config.generation import GenerationConfig, GenerationDataConfig
 from verl.config.megatron_checks import megatron_model_problems
 from verl.config.model_shape import ModelShape, read_shape
 from verl.config.problems import Problem, nearest, raise_all
-from verl.config.reward import CustomRewardFunctionConfig
+from verl.config.reward import CustomRewardFunctionConfig, RewardModelConfig
 from verl.config.rollout import ServingConfig
 from verl.config.root import PPOTrainerConfig
 from verl.config.sft import PRMDataConfig, PRMTrainerConfig, SFTDataConfig, SFTTrainerConfig
@@ -85,6 +85,7 @@ def find_unfit(config: Root) -> Iterator[Problem]:
             yield from _sizes(config.data, policy.rollout, shape, "actor_rollout_ref.rollout")
             yield from fsdp_model_problems(policy, shape)
             yield from megatron_model_problems(policy, shape)
+        yield from _prm_sizes(config.reward_model)
         return
     if isinstance(config, GenerationConfig):
         shape, _ = read_shape(config.model.path, {})
@@ -193,10 +194,13 @@ def _sizes(
         allowed = f"with data.max_prompt_length it exceeds the model's context of {shape.max_positions} tokens"
         mend = f"Set it to {max(1, shape.max_positions - data.max_prompt_length)} or less"
         yield Problem("data.max_response_length", data.max_response_length, allowed, mend)
-    tp = rollout.tensor_model_parallel_size
-    if shape.heads % tp:
-        allowed = f"must divide the model's {shape.heads} attention heads"
-        yield Problem(f"{section}.tensor_model_parallel_size", tp, allowed, "Set it to a divisor")
+    yield from head_problems(f"{section}.tensor_model_parallel_size", rollout.tensor_model_parallel_size, shape)
+
+
+def _prm_sizes(prm: RewardModelConfig) -> Iterator[Problem]:
+    shape, _ = read_shape(prm.model.path) if prm.enable else (None, "")
+    if shape is not None:
+        yield from head_problems("reward_model.tensor_model_parallel_size", prm.tensor_model_parallel_size, shape)
 
 
 def _tokenizer(key: str, path: str | None) -> Iterator[Problem]:

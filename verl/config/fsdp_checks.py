@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from verl.config.engine import FSDPConfig
 from verl.config.model import ModelConfig
 from verl.config.model_shape import ModelShape
 from verl.config.problems import Problem
@@ -38,6 +39,7 @@ def fsdp_problems(config: PPOTrainerConfig) -> Iterator[Problem]:
     if is_megatron:
         yield from _fsdp_only(policy)
         return
+    yield from precision_problems(policy.actor.fsdp_config, f"{_ACTOR}.fsdp_config")
     yield from _sequence_parallel(config)
     own, actors = policy.ref.ulysses_sequence_parallel_size, policy.actor.ulysses_sequence_parallel_size
     if policy.model.lora_rank and own not in (None, actors):
@@ -62,6 +64,24 @@ def training_problems(model: ModelConfig, section: str) -> Iterator[Problem]:
         key, other = f"{section}.enable_activation_offload", f"{section}.enable_gradient_checkpointing"
         allowed = "offloads what gradient checkpointing keeps, and that is off"
         yield Problem(key, True, allowed, f"Set {other}=True", (other,))
+
+
+def precision_problems(fsdp: FSDPConfig, section: str) -> Iterator[Problem]:
+    """Check the dtypes of a trained model.
+
+    Args:
+        fsdp: Its section.
+        section: Name of the section.
+
+    Yields:
+        Every mistake found.
+    """
+    mixed = fsdp.mixed_precision
+    names = ("model_dtype", "mixed_precision.param_dtype", "mixed_precision.reduce_dtype")
+    for name, dtype in zip(names, (fsdp.model_dtype, mixed.param_dtype, mixed.reduce_dtype), strict=True):
+        if dtype == "float16":
+            allowed = "would need loss scaling, which is not built"
+            yield Problem(f"{section}.{name}", dtype, allowed, f"Set {section}.{name} to bfloat16 or float32")
 
 
 def _fsdp_only(policy: ActorRolloutRefConfig) -> Iterator[Problem]:
@@ -108,10 +128,10 @@ def fsdp_model_problems(policy: ActorRolloutRefConfig, shape: ModelShape) -> Ite
 
 
 def head_problems(key: str, size: int, shape: ModelShape) -> Iterator[Problem]:
-    """Check that ranks which share sequences can share a model's heads.
+    """Check that ranks or devices can share a model's heads.
 
     Args:
-        key: Says how many ranks share a sequence.
+        key: Says how many share them.
         size: Its value.
         shape: Of the model.
 

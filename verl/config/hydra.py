@@ -151,7 +151,7 @@ def load_config(
 def _accept(text: str, tree: Tree, migration: Migration, problems: list[Problem]) -> str | None:
     """Turn one override into the one given to Hydra: present name, key forced (known keys were checked here)."""
     written = text.partition("=")[0].lstrip("+~").strip().replace("@", ".")
-    if "=" not in text and not text.startswith("~"):
+    if not written or ("=" not in text and not text.startswith("~")):
         mend = "Write KEY=VALUE as one word, without spaces around ="
         problems.append(Problem(text, "", "is not KEY=VALUE", mend))
         return None

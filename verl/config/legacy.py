@@ -55,7 +55,7 @@ class Refused:
 Entry = Renamed | TotalPerStep | NoEffect | Refused
 
 _PACKED = "the PRM is served from its own process and batches by reward_model.max_num_batched_tokens"
-_ALWAYS_ASYNC = "rewards are always computed while other responses still decode"
+_SCORED_BESIDE = "responses are scored beside the rollout unless reward_model.overlap_rollout=False"
 _CHUNKED = "log-probs and entropy are always computed in chunks"
 _ONE_TURN = "responses have one turn"
 _WHOLE_CHECKPOINT = "a checkpoint always holds model, optimizer and extra; trainer.export_hf writes the HF format"
@@ -76,7 +76,12 @@ def _sharding_keys(section: str) -> tuple[Entry, ...]:
 
 
 _POLICY: tuple[Entry, ...] = (
-    NoEffect("actor_rollout_ref.hybrid_engine", "trainer and rollout always share the policy's devices", (True,)),
+    NoEffect(
+        "actor_rollout_ref.hybrid_engine",
+        f"{_ROLLOUT}.enable_resource_pool says whether rollout servers share the policy's devices",
+        (True,),
+        f"Set {_ROLLOUT}.enable_resource_pool=True and {_ROLLOUT}.n_gpus_per_node instead",
+    ),
     NoEffect("actor_rollout_ref.ref.use_torch_compile", "the reference runs without torch.compile"),
     NoEffect("actor_rollout_ref.nccl_timeout", "waits have their own limits (timeout_s, start_timeout_s)"),
     NoEffect(f"{_MODEL}.use_shm", "models are read where they lie"),
@@ -198,8 +203,8 @@ def _scoring_keys(section: str) -> tuple[Entry, ...]:
         Renamed(f"{section}.reward_kwargs.overlong_buffer_cfg.*", "reward_model.overlong_buffer.*"),
         NoEffect(f"{section}.reward_kwargs.max_resp_len", "it is data.max_response_length"),
         NoEffect(f"{section}.overlong_buffer.log", "the penalty is always logged"),
-        NoEffect(f"{section}.launch_reward_fn_async", _ALWAYS_ASYNC),
-        NoEffect(f"{section}.use_reward_loop", _ALWAYS_ASYNC),
+        NoEffect(f"{section}.launch_reward_fn_async", _SCORED_BESIDE),
+        NoEffect(f"{section}.use_reward_loop", _SCORED_BESIDE),
         NoEffect(
             f"{section}.sandbox_fusion.url", "code is not run", (None,), "Rewards from running code are not built"
         ),
@@ -273,9 +278,11 @@ _SHORT_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16", "half
 
 _PRECISION_KEYS = ("model_dtype", "mixed_precision.param_dtype", "mixed_precision.reduce_dtype")
 _DTYPE_KEYS = (
-    f"{_ROLLOUT}.dtype",
-    "reward_model.dtype",
-    *(f"{section}.fsdp_config.{name}" for section in (_ACTOR, _REF) for name in _PRECISION_KEYS),
+    *(
+        f"{section}.dtype"
+        for section in ("rollout", _ROLLOUT, "reward_model", f"{_ACTOR}.megatron", f"{_REF}.megatron")
+    ),
+    *(f"{section}fsdp_config.{name}" for section in (f"{_ACTOR}.", f"{_REF}.", "") for name in _PRECISION_KEYS),
 )
 
 VALUES: dict[str, dict[Any, Any]] = {

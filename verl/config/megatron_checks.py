@@ -75,7 +75,9 @@ def _ranks(policy: ActorRolloutRefConfig, num_ranks: int) -> Iterator[Problem]:
             "(trainer.nnodes x n_gpus_per_node)"
         )
         others = (other, "trainer.n_gpus_per_node", "trainer.nnodes")
-        yield Problem(key, megatron.tensor_model_parallel_size, allowed, "Choose sizes that divide them", others)
+        yield Problem(
+            key, megatron.tensor_model_parallel_size, allowed, f"Choose sizes whose product divides {num_ranks}", others
+        )
     for name in (_TENSOR, _PIPELINE):
         own, actors = getattr(policy.ref.megatron, name), getattr(megatron, name)
         if own not in (None, actors):
@@ -109,4 +111,4 @@ def megatron_model_problems(policy: ActorRolloutRefConfig, shape: ModelShape) ->
         size = getattr(megatron, name)
         if count % size:
             allowed = f"must divide the model's {count} {what}"
-            yield Problem(f"{_ACTOR}.megatron.{name}", size, allowed, "Set it to a divisor")
+            yield Problem(f"{_ACTOR}.megatron.{name}", size, allowed, f"Set it to a divisor of {count}")

@@ -87,7 +87,10 @@ def nearest_key(key: str, candidates: Sequence[str]) -> str | None:
     if by_name is not None:
         return f"{parent}.{by_name}" if parent else by_name
     elsewhere = [candidate for candidate in candidates if candidate.rpartition(".")[2] == name]
-    return nearest(key, elsewhere or candidates) or (elsewhere[0] if elsewhere else None)
+    if elsewhere:
+        return nearest(key, elsewhere) or elsewhere[0]
+    # below a section that exists every whole key is near: they all begin alike
+    return None if siblings else nearest(key, candidates)
 
 
 def describe_choices(name: object, choices: Sequence[str]) -> tuple[str, str]:

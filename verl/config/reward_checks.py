@@ -131,7 +131,13 @@ def _prm_devices(config: PPOTrainerConfig) -> Iterator[Problem]:
     pool_key = "reward_model.n_gpus_per_node" if prm.enable_resource_pool else "trainer.n_gpus_per_node"
     per_node = prm.n_gpus_per_node if prm.enable_resource_pool else config.trainer.n_gpus_per_node
     tp = prm.tensor_model_parallel_size
-    if per_node % tp:
+    if prm.process_reward.backend == "hf" and tp > 1:
+        mend = f"Set it to 1, or {_PROCESS}.backend=vllm"
+        keys = (f"{_PROCESS}.backend",)
+        yield Problem(
+            "reward_model.tensor_model_parallel_size", tp, "backend hf has one device per replica", mend, keys
+        )
+    elif per_node % tp:
         fault = "is larger than" if tp > per_node else "must divide"
         allowed = f"{fault} {pool_key}={per_node} (a replica lies within one node)"
         mend = f"Set it to a divisor of {per_node}"

@@ -41,7 +41,12 @@ def find_serving_problems(rollout: ServingConfig, needs: ServingNeeds) -> Iterat
     section, longest, per_node = needs.section, needs.longest, needs.devices_per_node
     tp = rollout.tensor_model_parallel_size
     yield from sglang_problems(rollout, section)
-    if per_node % tp and not rollout.joins_servers:
+    if rollout.name == "hf" and tp > 1:
+        mend = f"Set it to 1, or {section}.name=vllm"
+        yield Problem(
+            f"{section}.tensor_model_parallel_size", tp, "hf has one device per server", mend, (f"{section}.name",)
+        )
+    elif per_node % tp and not rollout.joins_servers:
         fault = "is larger than" if tp > per_node else "must divide"
         allowed = f"{fault} {needs.devices_key}={per_node} (a server lies within one node)"
         mend = f"Set it to a divisor of {per_node}"

@@ -94,9 +94,9 @@ def interpreter_problems(rollout: ServingConfig, section: str) -> Iterator[Probl
 
 def _urls(sglang: SGLangConfig, key: str) -> Iterator[Problem]:
     for url in sglang.urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            yield Problem(f"{key}.urls", url, "must be like http://host:port", "Write the scheme and the host")
+        if not _is_server_url(url):
+            mend = "Write scheme, host and a port up to 65535"
+            yield Problem(f"{key}.urls", url, "must be like http://host:port", mend)
     if len(set(sglang.urls)) < len(sglang.urls):
         mend = "Name each server once: its process group takes one partner"
         yield Problem(f"{key}.urls", list(sglang.urls), "names a server twice", mend)
@@ -106,3 +106,11 @@ def _urls(sglang: SGLangConfig, key: str) -> Iterator[Problem]:
         if getattr(sglang, name):
             allowed = "goes to servers that are started here, and these are joined"
             yield Problem(f"{key}.{name}", dict(getattr(sglang, name)), allowed, "Leave it out", (f"{key}.urls",))
+
+
+def _is_server_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        return False

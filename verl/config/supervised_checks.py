@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from verl.config.fsdp_checks import training_problems
+from verl.config.fsdp_checks import precision_problems, training_problems
 from verl.config.problems import Problem
 
 if TYPE_CHECKING:
@@ -21,11 +21,12 @@ def find_supervised_problems(config: SFTTrainerConfig | PRMTrainerConfig) -> lis
     Returns:
         Every mistake found.
     """
-    problems = list(training_problems(config.model, "model"))
+    problems = [*training_problems(config.model, "model"), *precision_problems(config.fsdp_config, "fsdp_config")]
     shared, batch = config.ulysses_sequence_parallel_size, config.data.train_batch_size
     if config.trainer.num_devices % shared:
         allowed = f"must divide the {config.trainer.num_devices} ranks"
-        problems.append(Problem("ulysses_sequence_parallel_size", shared, allowed, "Use a divisor"))
+        mend = f"Set it to a divisor of {config.trainer.num_devices}"
+        problems.append(Problem("ulysses_sequence_parallel_size", shared, allowed, mend))
     ranks = max(1, config.trainer.num_devices // shared)
     if not config.model.path:
         mend = "Name a local folder or a hub id org/name"
@@ -42,7 +43,8 @@ def find_supervised_problems(config: SFTTrainerConfig | PRMTrainerConfig) -> lis
         problems.append(Problem("max_token_len_per_gpu", budget, allowed, "Raise it, or leave it out"))
     size, ranks = config.fsdp_config.fsdp_size, config.trainer.num_devices
     if size > 0 and ranks % size:
-        problems.append(Problem("fsdp_config.fsdp_size", size, f"must divide the {ranks} ranks", "Use a divisor"))
+        mend = f"Set it to a divisor of {ranks}"
+        problems.append(Problem("fsdp_config.fsdp_size", size, f"must divide the {ranks} ranks", mend))
     return problems
 
 

@@ -90,6 +90,11 @@ CORRECTION = "algorithm.rollout_correction"
             "must divide trainer.n_gpus_per_node=8",
             [f"{ROLLOUT}.tensor_model_parallel_size=2"],
         ),
+        (
+            [f"{ROLLOUT}.name=hf", f"{ROLLOUT}.tensor_model_parallel_size=2"],
+            "tensor_model_parallel_size=2: hf has one device per server",
+            [f"{ROLLOUT}.name=hf"],
+        ),
         ([f"{ROLLOUT}.max_model_len=1000"], "= 1024 tokens", [f"{ROLLOUT}.max_model_len=1024"]),
         (
             [f"{ROLLOUT}.enable_chunked_prefill=False", f"{ROLLOUT}.max_num_batched_tokens=1000"],

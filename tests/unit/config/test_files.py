@@ -84,6 +84,18 @@ def test_sizes_against_the_model(data: tuple[str, ...], tmp_path: Path, override
     assert said in str(caught.value)
 
 
+def test_devices_of_a_replica_against_the_heads_of_the_prm(data: tuple[str, ...], tmp_path: Path) -> None:
+    prm = (
+        "reward_model.enable=True",
+        f"reward_model.model.path={write_config(tmp_path / 'prm')}",
+        "reward_model.enable_resource_pool=True",
+        "reward_model.n_gpus_per_node=8",
+    )
+    check_files(configured(data, *prm, "reward_model.tensor_model_parallel_size=4"))
+    with pytest.raises(UserError, match=r"reward_model\.tensor_model_parallel_size=8: must divide the model's 28 att"):
+        check_files(configured(data, *prm, "reward_model.tensor_model_parallel_size=8"))
+
+
 def test_supervised_runs(data: tuple[str, ...], tmp_path: Path) -> None:
     check_files(load_config("sft_trainer", [*data, "model.path=org/m"], SFTTrainerConfig).config)
     with pytest.raises(UserError, match="model folder"):

@@ -49,6 +49,16 @@ LORA = (f"{MODEL}.lora_rank=8", f"{MODEL}.target_modules=[q_proj,v_proj]")
         ([*LORA, f"{REF}.{SHARED}=2"], "the reference is the actor without its adapters", [*LORA]),
         ([LORA[0], f"{MODEL}.target_modules=[]"], "must name layers that get adapters", [LORA[0]]),
         (
+            [f"{ACTOR}.fsdp_config.mixed_precision.param_dtype=float16"],
+            f"{ACTOR}.fsdp_config.mixed_precision.param_dtype='float16': would need loss scaling",
+            [f"{REF}.fsdp_config.mixed_precision.param_dtype=float16"],  # nothing is trained there
+        ),
+        (
+            [f"{ACTOR}.fsdp_config.model_dtype=float16"],
+            f"Set {ACTOR}.fsdp_config.model_dtype to bfloat16 or float32",
+            [f"{ACTOR}.fsdp_config.model_dtype=bfloat16"],
+        ),
+        (
             [f"{MODEL}.enable_activation_offload=True", f"{MODEL}.enable_gradient_checkpointing=False"],
             "offloads what gradient checkpointing keeps",
             [f"{MODEL}.enable_activation_offload=True"],

@@ -60,6 +60,11 @@ def test_unknown_key_is_refused_with_the_nearest_name(prefix: str) -> None:
     )
 
 
+def test_unknown_key_that_is_near_none_of_its_section() -> None:
+    message = refusal("actor_rollout_ref.actor.optim.nesterov=True")
+    assert message.endswith("unknown key. See section actor_rollout_ref.actor.optim in docs/configuration.md.")
+
+
 def test_unknown_section_and_key_of_another_section() -> None:
     message = refusal("traner.seed=3", "data.lr=1")
     assert "Did you mean trainer.seed?" in message
@@ -74,7 +79,7 @@ def test_unknown_section_and_key_of_another_section() -> None:
         ("data.shuffle=yes please", "must be True or False"),
         ("data.train_batch_size=1e3", "Write 1000"),
         ("trainer.seed", "is not KEY=VALUE"),
-        ("=", "unknown key"),
+        ("=", "is not KEY=VALUE"),
         ("data.train_files=a,b", "Write a list as data.train_files=[a,b]"),
         ("trainer.seed=1,2", "would be several runs"),
         ("trainer.seed=range(1,4)", "would be several runs"),

@@ -218,6 +218,7 @@ def test_every_new_name_exists() -> None:
         ("actor_rollout_ref.ref.log_prob_micro_batch_size=32", "ref.log_prob_micro_batch_size_per_gpu", 4),
         ("actor_rollout_ref.actor.use_remove_padding=False", "model.use_remove_padding", False),
         ("actor_rollout_ref.actor.fsdp_config.model_dtype=bf16", "actor.fsdp_config.model_dtype", "bfloat16"),
+        ("actor_rollout_ref.actor.megatron.dtype=fp32", "actor.megatron.dtype", "float32"),
         ("actor_rollout_ref.actor.fsdp_config.dtype=fp32", "actor.fsdp_config.mixed_precision.param_dtype", "float32"),
         ("actor_rollout_ref.rollout.top_k=0", "rollout.top_k", -1),
         ("data.trust_remote_code=True", "model.trust_remote_code", True),

@@ -107,6 +107,11 @@ SHARED = ("reward_model.enable=True", "reward_model.model.path=org/prm")
             [*WITH_PRM, "reward_model.tensor_model_parallel_size=2"],
         ),
         (
+            [*WITH_PRM, "reward_model.tensor_model_parallel_size=2", "reward_model.process_reward.backend=hf"],
+            "tensor_model_parallel_size=2: backend hf has one device per replica",
+            [*WITH_PRM, "reward_model.process_reward.backend=hf"],
+        ),
+        (
             [*SHARED],
             "both together take 1.30 of the memory",
             [*SHARED, "reward_model.gpu_memory_utilization=0.4"],

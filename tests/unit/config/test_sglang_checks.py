@@ -26,6 +26,7 @@ POOL = (f"{ROLLOUT}.enable_resource_pool=True", f"{ROLLOUT}.n_gpus_per_node=2")
         ([f"{SGLANG}.python=p"], "only, not vllm", [NAME]),
         ([f"{SGLANG}.env.A=b"], "only, not vllm", [NAME]),
         ([NAME, f"{SGLANG}.urls=[nodex:3]"], "must be like http://host:port", [f"{SGLANG}.urls=[http://nodex:3]"]),
+        ([NAME, f"{SGLANG}.urls=[http://a:65536]"], "must be like http://host:port", [f"{SGLANG}.urls=[http://a:65535]"]),
         ([NAME, f"{SGLANG}.urls=[http://a:1,http://a:1]"], "names a server twice", [URLS]),
         ([NAME, URLS, f"{SGLANG}.env.A=b"], "and these are joined", [f"{SGLANG}.urls=[]"]),
         ([NAME, URLS, f"{SGLANG}.server_args.a=1"], "and these are joined", [f"{SGLANG}.urls=[]"]),

@@ -21,6 +21,7 @@ ROOTS = {"sft_trainer": SFTTrainerConfig, "prm_trainer": PRMTrainerConfig}
         ),
         (["data.max_length=2048", "max_token_len_per_gpu=2047"], "one full sequence has data.max_length=2048 tokens"),
         (["fsdp_config.fsdp_size=3", "trainer.n_gpus_per_node=4"], "must divide the 4 ranks"),
+        (["fsdp_config.mixed_precision.reduce_dtype=fp16"], "reduce_dtype='float16': would need loss scaling"),
         (["data.train_files=[]"], "data.train_files='': is required"),
         (["model.path=''"], "model.path='': is required"),
         (["optim.lr=1e-5x"], "must be a finite number"),

@@ -93,7 +93,7 @@ def test_the_policy_has_an_optimizer_and_the_reference_none() -> None:
         f"{ACTOR}.strategy=fsdp",
         f"{ACTOR}.use_kl_loss=True",
         f"{ACTOR}.grad_clip=0.25",
-        f"{ACTOR}.fsdp_config.mixed_precision.param_dtype=float16",
+        f"{ACTOR}.fsdp_config.mixed_precision.param_dtype=float32",
         "actor_rollout_ref.ref.fsdp_config.model_dtype=float32",
         "actor_rollout_ref.ref.fsdp_config.reshard_after_forward=False",
     )
@@ -108,7 +108,7 @@ def test_the_policy_has_an_optimizer_and_the_reference_none() -> None:
     assert actor_engine_spec(settings, "cuda", total_optimizer_steps=40) == EngineSpec(
         **shared,
         optimizer=optimizer_spec(policy.actor.optim, 0.25, 40),
-        precision=PrecisionSpec("float32", "float16", "float32"),
+        precision=PrecisionSpec("float32", "float32", "float32"),
         sharding=sharding_spec(policy.actor.fsdp_config, 1),
         gradient_checkpointing=True,
     )
