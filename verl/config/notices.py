@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from verl.config.actor import ActorConfig, RefConfig
 from verl.config.algorithm import AlgorithmConfig, RolloutCorrectionConfig
-from verl.config.engine import MegatronConfig
+from verl.config.engine import FSDPConfig, MegatronConfig
 from verl.config.model import ModelConfig
 from verl.config.names import ADV_ESTIMATORS, PROCESS_ESTIMATORS, STD_ESTIMATORS
 from verl.config.reward import ProcessRewardConfig
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _DEFAULT_ALGORITHM = AlgorithmConfig()
 _DEFAULT_CORRECTION = RolloutCorrectionConfig()
 _MODEL = ModelConfig()
+_FSDP = FSDPConfig()
 _DEFAULT_PROCESS = ProcessRewardConfig()
 _LEGACY_IGNORES = ("aggregation", "alpha", "score_space", "step_separator", "gate", "beta", "beta_schedule")
 
@@ -49,6 +50,8 @@ def _actor(actor: ActorConfig) -> Iterator[str]:
         yield f"{key}.strategy=fsdp: there is no FSDP1, fsdp2 is used"
     if actor.engine_name != "megatron" and actor.megatron != MegatronConfig():
         yield f"{key}.megatron: no effect with strategy={actor.strategy}"
+    if actor.engine_name == "megatron" and actor.fsdp_config != _FSDP:
+        yield f"{key}.fsdp_config: no effect with strategy=megatron (its keys are in {key}.megatron)"
     if actor.ppo_max_token_len_per_gpu is not None and not actor.use_dynamic_bsz:
         yield f"{key}.ppo_max_token_len_per_gpu: no effect with use_dynamic_bsz=False"
 

@@ -48,7 +48,7 @@ class TrainerConfig:
     experiment_name: str = "grpo"
     """Name of the run (wandb, default folders)."""
     output_dir: str | None = path_field()
-    """Folder of the run: metrics.jsonl, hf/, report.html; null = outputs/<project_name>/<experiment_name>."""
+    """Folder of the run: metrics.jsonl, hf/; null = outputs/<project_name>/<experiment_name>."""
     default_local_dir: str | None = path_field()
     """Folder of the checkpoints (global_step_N); null = <output_dir>/checkpoints."""
     rollout_data_dir: str | None = path_field()

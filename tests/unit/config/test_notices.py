@@ -14,6 +14,10 @@ AHEAD = ["trainer.device=cpu", "algorithm.rollout_correction.rollout_is=token"]
     [
         (["actor_rollout_ref.actor.strategy=fsdp"], "there is no FSDP1, fsdp2 is used"),
         (["actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"], "megatron: no effect with strategy=fsdp2"),
+        (
+            ["actor_rollout_ref.actor.strategy=megatron", "actor_rollout_ref.actor.fsdp_config.param_offload=True"],
+            "actor_rollout_ref.actor.fsdp_config: no effect with strategy=megatron",
+        ),
         ([f"{PROCESS}.beta=0.5"], "no effect, reward_model.enable=False"),
         ([*WITH_PRM, "algorithm.adv_estimator=grpo_ps"], "alpha and aggregation: not read by adv_estimator=grpo_ps"),
         ([*WITH_PRM, f"{PROCESS}.mode=legacy", f"{PROCESS}.beta=0.5"], "beta: no effect with mode=legacy"),
