@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ class ResourcePool:
         >>> pool.acquire(timeout_s=120)
     """
 
-    def __init__(self, name: str, num_nodes: int, devices_per_node: int, device: str) -> None:
+    def __init__(self, name: str, num_nodes: int, devices_per_node: int, device: str, section: str = "trainer") -> None:
         """Describe the pool; nothing is claimed yet.
 
         Args:
@@ -29,8 +30,10 @@ class ResourcePool:
             num_nodes: Nodes.
             devices_per_node: GPUs of each node, or ranks of one CPU each.
             device: `cuda` or `cpu`.
+            section: Of the configuration, whose `nnodes` and `n_gpus_per_node` ask for it; shown in messages.
         """
         self.name = name
+        self.section = section
         self.num_nodes = num_nodes
         self.devices_per_node = devices_per_node
         self.device = device
@@ -41,6 +44,14 @@ class ResourcePool:
         """Number of devices."""
         return self.num_nodes * self.devices_per_node
 
+    def describe(self) -> str:
+        """Say what is asked for, and by which keys."""
+        kind, section = resource_name(self.device), self.section
+        return (
+            f"resource pool {self.name!r} needs {self.num_nodes} node(s) with {self.devices_per_node} {kind}(s) each "
+            f"({section}.nnodes={self.num_nodes}, {section}.n_gpus_per_node={self.devices_per_node})"
+        )
+
     def acquire(self, timeout_s: float) -> None:
         """Claim the devices.
 
@@ -48,8 +59,9 @@ class ResourcePool:
             timeout_s: Seconds to wait for Ray to find them.
 
         Raises:
-            UserError: The cluster has not enough free devices.
+            UserError: The cluster has not enough devices, or not enough free ones.
         """
+        check_cluster([self])
         bundle = {"CPU": float(self.devices_per_node)}
         if self.device == "cuda":
             bundle["GPU"] = float(self.devices_per_node)
@@ -61,9 +73,8 @@ class ResourcePool:
             available = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
             self.release()
             raise UserError(
-                f"resource pool {self.name!r} needs {self.num_nodes} node(s) with {bundle} each; "
-                f"the Ray cluster has {available} free on {len(ray.nodes())} node(s) after {timeout_s:.0f} s. "
-                f"Ask for fewer devices (n_gpus_per_node, nnodes) or start Ray on more nodes"
+                f"{self.describe()}; the Ray cluster has {available} free on {len(ray.nodes())} node(s) after "
+                f"{timeout_s:.0f} s, the rest is in use. Ask for fewer devices, or wait until others are done"
             )
 
     def scheduling(self, node_index: int) -> PlacementGroupSchedulingStrategy:
@@ -87,3 +98,46 @@ class ResourcePool:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+def resource_name(device: str) -> str:
+    """Ray's name of what a device is.
+
+    Args:
+        device: `cuda` or `cpu`.
+    """
+    return "GPU" if device == "cuda" else "CPU"
+
+
+def check_cluster(pools: Sequence[ResourcePool]) -> None:
+    """Refuse pools that the cluster could not hold even if nobody else used it.
+
+    Args:
+        pools: Of one run, on the same kind of device.
+
+    Raises:
+        UserError: It could not. Nothing was claimed, and nothing waited for.
+    """
+    name = resource_name(pools[0].device)
+    refuse_too_large(pools, [node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]])
+
+
+def refuse_too_large(pools: Sequence[ResourcePool], devices_of_nodes: Sequence[float]) -> None:
+    """Compare pools with what the nodes have.
+
+    Args:
+        pools: Of one run, on the same kind of device.
+        devices_of_nodes: Devices of each node, used or not.
+
+    Raises:
+        UserError: A pool finds too few nodes of its size, or all of them together need more than there is.
+    """
+    has = f"the Ray cluster has {sum(devices_of_nodes):g} on {len(devices_of_nodes)} node(s)"
+    mend = "Ask for fewer devices, or start Ray on more nodes first"
+    for pool in pools:
+        if sum(devices >= pool.devices_per_node for devices in devices_of_nodes) < pool.num_nodes:
+            raise UserError(f"{pool.describe()}; {has}. {mend}")
+    needed = sum(pool.world_size for pool in pools)
+    if needed > sum(devices_of_nodes):
+        listed = "; ".join(pool.describe() for pool in pools)
+        raise UserError(f"{listed}: {needed} in all; {has}. {mend}")

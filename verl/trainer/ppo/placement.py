@@ -11,6 +11,7 @@ On a machine without GPUs a device is one rank with one CPU.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from contextlib import ExitStack
@@ -21,7 +22,8 @@ from typing import Any
 import ray
 
 from verl.config import PPOTrainerConfig
-from verl.single_controller import ResourcePool
+from verl.single_controller import ResourcePool, check_cluster
+from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +72,23 @@ class ResourcePoolManager:
         self._pools = {Role.ACTOR_ROLLOUT_REF: policy, Role.ROLLOUT_SERVER: policy}
         rollout = config.actor_rollout_ref.rollout
         if rollout.enable_resource_pool:
-            self._pools[Role.ROLLOUT_SERVER] = ResourcePool("rollout", *config.rollout_pool, device)
+            self._pools[Role.ROLLOUT_SERVER] = ResourcePool(
+                "rollout", *config.rollout_pool, device, "actor_rollout_ref.rollout"
+            )
         if config.reward_model.enable:
             self._pools[Role.PROCESS_REWARD] = policy
             if config.reward_model.enable_resource_pool:
                 self._pools[Role.PROCESS_REWARD] = ResourcePool(
-                    "reward_model", config.reward_model.nnodes, config.reward_model.n_gpus_per_node, device
+                    "reward_model",
+                    config.reward_model.nnodes,
+                    config.reward_model.n_gpus_per_node,
+                    device,
+                    "reward_model",
                 )
 
     def acquire(self) -> None:
         """Claim all devices; raises `UserError` when the cluster is too small."""
+        check_cluster(self._distinct())
         for pool in self._distinct():
             pool.acquire(_POOL_TIMEOUT_S)
 
@@ -132,9 +141,17 @@ def connect_ray(ray_init: dict[str, Any], num_devices: int, device: str, stack: 
         num_devices: Devices of all pools; a local cluster without GPUs offers at least as many CPUs.
         device: `cuda` or `cpu`.
         stack: Gets the end of the connection, when it was made here.
+
+    Raises:
+        UserError: `ray.init` does not know one of the arguments.
     """
     if ray.is_initialized():
         return
+    known = inspect.signature(ray.init).parameters
+    unknown = [name for name in ray_init if name not in known and not name.startswith("_")]
+    if unknown:
+        allowed, mend = "ray.init has no such argument", "See the documentation of ray.init"
+        raise UserError.for_key("ray_kwargs.ray_init", unknown, allowed, mend)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     defaults: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if os.environ.get("RAY_ADDRESS"):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import ray
 
@@ -10,7 +12,15 @@ from verl.config import ActorRolloutRefConfig, PPOTrainerConfig, RolloutConfig
 from verl.config.reward import RewardModelConfig
 from verl.config.trainer import TrainerConfig
 from verl.single_controller import ResourcePool
-from verl.trainer.ppo.placement import ResourcePoolManager, Role, ServerSlot, actor_environment, server_slots
+from verl.trainer.ppo.placement import (
+    ResourcePoolManager,
+    Role,
+    ServerSlot,
+    actor_environment,
+    connect_ray,
+    server_slots,
+)
+from verl.utils.errors import UserError
 
 
 def pools(reward: RewardModelConfig, device: str = "cpu") -> ResourcePoolManager:
@@ -84,3 +94,10 @@ def test_one_thread_per_process_on_a_cpu_only() -> None:
     assert actor_environment("cpu")["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert "OMP_NUM_THREADS" not in actor_environment("cuda")
     assert all(isinstance(value, str) for device in ("cpu", "cuda") for value in actor_environment(device).values())
+
+
+@pytest.mark.skipif(ray.is_initialized(), reason="joins a cluster only where none is joined")
+def test_a_mistyped_argument_of_ray_is_refused_before_ray_starts() -> None:
+    with ExitStack() as stack, pytest.raises(UserError, match=r"ray_kwargs\.ray_init=\['num_cpu'\]: ray\.init has no"):
+        connect_ray({"num_cpu": 4, "_temp_dir": "/nowhere"}, 1, "cpu", stack)
+    assert not ray.is_initialized()
