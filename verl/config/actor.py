@@ -69,6 +69,12 @@ class ActorConfig:
     """Parallelism when `strategy` is megatron."""
 
     @property
+    def compute_dtype(self) -> str:
+        """Type of weights and activations in the engine's forward and backward passes."""
+        is_megatron = self.engine_name == "megatron"
+        return self.megatron.dtype if is_megatron else self.fsdp_config.mixed_precision.param_dtype
+
+    @property
     def clip_low(self) -> float:
         """Lower clip range in force."""
         return self.clip_ratio if self.clip_ratio_low is None else self.clip_ratio_low

@@ -144,3 +144,9 @@ except UserError as error:
     said = [line for line in done.stdout.splitlines() if "needs the package megatron-core" in line]
     assert len(said) == 2
     assert all("pip install --no-deps -r requirements/megatron.txt" in line for line in said)
+
+
+def test_the_type_of_the_policys_passes_is_that_of_its_engine() -> None:
+    keys = (f"{ACTOR}.megatron.dtype=float32", f"{ACTOR}.fsdp_config.mixed_precision.param_dtype=bfloat16")
+    assert build(*keys).actor_rollout_ref.actor.compute_dtype == "bfloat16"
+    assert build(*keys, f"{ACTOR}.strategy=megatron").actor_rollout_ref.actor.compute_dtype == "float32"

@@ -208,8 +208,8 @@ class RayPPOTrainer:
         batch = to_batch(prompts, outputs, runtime.pad_token_id)
         batch = batch.union(runtime.actor.compute_log_prob(batch))
         proof = compare_log_probs(batch)
-        computes = self.config.actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype
-        check_proof(proof, is_float32=rollout.dtype == "float32" and computes == "float32")
+        dtypes = {rollout.dtype, self.config.actor_rollout_ref.actor.compute_dtype}
+        check_proof(proof, is_float32=dtypes == {"float32"})
         logger.info(
             "weight sync proved: log-probs of %d tokens differ by at most %.2g nats (mean %.2g) between trainer and "
             "rollout engine",
