@@ -15,6 +15,8 @@ from verl.engines.base import EngineSpec, load_object
 from verl.utils.errors import UserError
 
 MEND = "Name a causal language model such as Qwen2, Qwen3 or Llama"
+_FIXED_ATTENTION = "lets no other attention be put in, which packed sequences need"
+_LAYER_KINDS = {"attention", "full_attention", "sliding_attention"}
 
 
 def load_model(spec: EngineSpec) -> nn.Module:
@@ -65,8 +67,13 @@ def empty_model(spec: EngineSpec) -> nn.Module:
     model_class, config = _class_and_config(spec)
     # A concrete class spells an auto class's constructor with an underscore.
     from_config = getattr(model_class, "from_config", None) or model_class._from_config
-    with torch.device("meta"):
-        model = from_config(config, attn_implementation=IMPLEMENTATION)
+    try:
+        with torch.device("meta"):
+            model = from_config(config, attn_implementation=IMPLEMENTATION)
+    except KeyError as error:
+        if error.args != (IMPLEMENTATION,):
+            raise
+        raise _unfit(config, spec, _FIXED_ATTENTION) from error
     _check_attention(model, spec)
     return model
 
@@ -74,8 +81,14 @@ def empty_model(spec: EngineSpec) -> nn.Module:
 def _check_attention(model: Any, spec: EngineSpec) -> None:
     """transformers would leave the wanted attention out silently where a family does not offer the choice, and then
     the sequences of a pack would see each other."""
+    kinds = {
+        *(getattr(model.config, "layer_types", None) or ()),
+        *(getattr(model.config, "layers_block_type", None) or ()),
+    }
+    others = ", ".join(sorted(kinds - _LAYER_KINDS))
     reasons = {
-        "lets no other attention be put in, which packed sequences need": not model._supports_attention_backend,
+        _FIXED_ATTENTION: not model._supports_attention_backend,
+        f"has layers of the kind {others}, which the engines do not compute": bool(others),
         "caps its attention scores, which the engines do not compute": bool(
             getattr(model.config, "attn_logit_softcapping", None)
         ),
@@ -85,8 +98,12 @@ def _check_attention(model: Any, spec: EngineSpec) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            allowed = f"holds a {model.config.model_type!r} model, which {reason}"
-            raise UserError.for_key(spec.path_key, spec.model_path, allowed, MEND)
+            raise _unfit(model.config, spec, reason)
+
+
+def _unfit(config: Any, spec: EngineSpec, reason: str) -> UserError:
+    allowed = f"holds a {config.model_type!r} model, which {reason}"
+    return UserError.for_key(spec.path_key, spec.model_path, allowed, MEND)
 
 
 def read_config(spec: EngineSpec) -> Any:
