@@ -101,9 +101,10 @@ class BucketGrid:
         return flat.index_select(0, self.index)[None]
 
 
-@dataclass(frozen=True)
 class SequenceLayout:
     """Where the packed sequences lie.
+
+    No dataclass: FSDP copies those that it finds among a layer's inputs, and each copy would plan its grid anew.
 
     Args:
         cu_seqlens: [N+1] int32, borders of the sequences.
@@ -112,9 +113,10 @@ class SequenceLayout:
             tokens, while borders and lengths describe all of them.
     """
 
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    parallel: SequenceParallel | None = None
+    def __init__(self, cu_seqlens: torch.Tensor, max_seqlen: int, parallel: SequenceParallel | None = None) -> None:
+        self.cu_seqlens = cu_seqlens
+        self.max_seqlen = max_seqlen
+        self.parallel = parallel
 
     @classmethod
     def of(cls, packed: PackedSequences, parallel: SequenceParallel | None = None) -> SequenceLayout:

@@ -34,7 +34,9 @@ from verl.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None, num_steps: int) -> None:
+def save_checkpoint(
+    folder: str, module: nn.Module, optimizer: Optimizer | None, num_steps: int, device: torch.device
+) -> None:
     """Write a checkpoint; returns on every rank once all ranks have written.
 
     Args:
@@ -42,24 +44,25 @@ def save_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None,
         module: The sharded module.
         optimizer: None for a frozen model.
         num_steps: Optimizer steps done.
+        device: The engine's, whose random state is kept; offloaded parameters lie elsewhere.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     dcp.save(_state(module, optimizer), checkpoint_id=folder)
-    device = next(module.parameters()).device
     torch.save(rng_state(device), path / f"rng_{dist.get_rank()}.pt")
     if dist.get_rank() == 0:
         (path / "engine.json").write_text(json.dumps({"num_steps": num_steps, "world_size": dist.get_world_size()}))
     dist.barrier()
 
 
-def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None) -> int:
+def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None, device: torch.device) -> int:
     """Read a checkpoint in place.
 
     Args:
         folder: What `save_checkpoint` wrote, on any number of ranks.
         module: The sharded module.
         optimizer: None reads the weights alone.
+        device: The engine's.
 
     Returns:
         Optimizer steps done.
@@ -79,7 +82,7 @@ def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None)
     if optimizer is not None:
         set_optimizer_state_dict(module, optimizer, state["optimizer"])
     meta = json.loads((path / "engine.json").read_text())
-    _restore_rng(path, next(module.parameters()).device, int(meta["world_size"]))
+    _restore_rng(path, device, int(meta["world_size"]))
     return int(meta["num_steps"])
 
 

@@ -184,7 +184,7 @@ class FSDPEngine:
         Args:
             folder: Where to.
         """
-        save_checkpoint(folder, self.module, self._optimizer, self._num_steps)
+        save_checkpoint(folder, self.module, self._optimizer, self._num_steps, self.device)
 
     def load(self, folder: str) -> None:
         """Read a sharded checkpoint, written on any number of ranks.
@@ -192,7 +192,7 @@ class FSDPEngine:
         Args:
             folder: Where from.
         """
-        self._num_steps = load_checkpoint(folder, self.module, self._optimizer)
+        self._num_steps = load_checkpoint(folder, self.module, self._optimizer, self.device)
 
     def export_hf(self, folder: str, dtype: torch.dtype | None = None) -> None:
         """Write config and whole weights in HF format, and adapters also by themselves; rank 0 writes.

@@ -41,6 +41,16 @@ def test_weights_after_a_forward_pass_are_still_the_master_weights(model_path: s
     assert all(weight.dtype == torch.bfloat16 for _, weight in engine.named_weights(torch.bfloat16))
 
 
+def test_layers_share_one_layout_so_that_rectangles_are_planned_once(model_path: str) -> None:
+    engine, seen = FSDPEngine(engine_spec(model_path, CASES["plain"])), []
+    for layer in engine.module.model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _module, _args, kwargs: seen.append(kwargs["layout"]), with_kwargs=True
+        )
+    compute_log_probs(engine, training_batch(0).sequences, MicroBatchSpec(), HeadRequest())
+    assert len(seen) == 2 and seen[0] is seen[1]
+
+
 def test_a_frozen_16_bit_engine_gives_log_probs_and_refuses_to_train(model_path: str) -> None:
     spec = EngineSpec(model_path, device="cpu", precision=PrecisionSpec(master="bfloat16"))
     engine = build_engine(spec)
