@@ -6,6 +6,7 @@ Separate from the checks of values, so that a configuration can be composed on a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -131,6 +132,8 @@ def _of_training(config: PPOTrainerConfig) -> Iterator[Problem]:
     resume = config.trainer.resume_from_path
     if resume is not None and not Path(resume).is_dir():
         yield _missing("trainer.resume_from_path", resume, "checkpoint folder")
+    for name in ("output_dir", "default_local_dir", "rollout_data_dir", "validation_data_dir"):
+        yield from _new_folder(f"trainer.{name}", getattr(config.trainer, name))
 
 
 def _of_generation(config: GenerationConfig) -> Iterator[Problem]:
@@ -206,6 +209,17 @@ def _prm_sizes(prm: RewardModelConfig) -> Iterator[Problem]:
 def _tokenizer(key: str, path: str | None) -> Iterator[Problem]:
     if path is not None and not is_hub_id(path) and not Path(path).is_dir():
         yield _missing(key, path, "tokenizer folder (nor a hub id org/name)")
+
+
+def _new_folder(key: str, path: str | None) -> Iterator[Problem]:
+    if path is None:
+        return
+    wanted = Path(path).absolute()
+    there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    if not there.is_dir():
+        yield Problem(key, path, f"{there} is a file, so no folder can be made there", "Name another folder")
+    elif not os.access(there, os.W_OK):
+        yield Problem(key, path, f"{there} may not be written to", "Name another folder, or ask for the right")
 
 
 def _missing(key: str, file: str, kind: str) -> Problem:

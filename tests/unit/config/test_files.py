@@ -45,6 +45,8 @@ def test_files_that_are_there_and_hub_ids_pass(data: tuple[str, ...]) -> None:
         (["actor_rollout_ref.model.path=/nowhere"], "there is no such model folder"),
         (["actor_rollout_ref.model.tokenizer_path={dir}/tokens"], "there is no such tokenizer folder"),
         ([*WITH_PRM, "reward_model.model.path={dir}/prm"], "reward_model.model.path"),
+        (["trainer.output_dir={dir}/notes.txt/run"], "{dir}/notes.txt is a file, so no folder can be made there"),
+        (["trainer.rollout_data_dir={dir}/notes.txt"], "trainer.rollout_data_dir='{dir}/notes.txt'"),
         (["custom_reward_function.path={dir}/f.py"], "there is no such Python file"),
         (
             ["trainer.resume_mode=resume_path", "trainer.resume_from_path={dir}/global_step_9"],
