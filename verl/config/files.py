@@ -171,8 +171,9 @@ def _data_file(key: str, file: str) -> Iterator[Problem]:
         yield Problem(key, file, "is a folder", mend)
     elif not path.is_file():
         problem = _missing(key, file, "file")
-        mend = f"{problem.mend}, or make it (examples/data_preprocess writes the DAPO files)"
-        yield replace(problem, mend=problem.mend if problem.mend.endswith("?") else mend)
+        if key != "data.path" and not problem.mend.endswith("?"):
+            problem = replace(problem, mend=f"{problem.mend}, or make it (examples/data_preprocess)")
+        yield problem
     elif path.suffix not in DATA_SUFFIXES:
         yield Problem(key, file, f"allowed: {' | '.join(DATA_SUFFIXES)}", "Convert the file, or correct its suffix")
 

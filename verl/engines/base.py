@@ -271,7 +271,7 @@ class TrainEngine(Protocol):
         ...
 
     def load(self, folder: str) -> None:
-        """Read what `save` wrote, on any number of ranks."""
+        """Read what `save` wrote, on any number of ranks unless the engine refuses another one by a `UserError`."""
         ...
 
     def export_hf(self, folder: str, dtype: torch.dtype | None = None) -> None:

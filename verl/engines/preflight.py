@@ -10,6 +10,9 @@ from verl.engines.loading import MEND, empty_model, read_config
 from verl.engines.megatron.weights import Qwen2Shape
 from verl.utils.errors import UserError
 
+_NO_LANGUAGE_MODEL = ("RewardModel", "Classification")
+"""Endings of architectures whose weights transformers would take for a language model's, with a head at random."""
+
 
 def check_trainable(spec: EngineSpec) -> None:
     """Refuse a model that the engine cannot load or would not compute rightly.
@@ -21,8 +24,12 @@ def check_trainable(spec: EngineSpec) -> None:
         UserError: The model is of a family, or has a feature, that the engine does not know; or adapters are wanted
             where it has no layers for them.
     """
+    config = read_config(spec)
+    other = next((name for name in config.architectures or () if name.endswith(_NO_LANGUAGE_MODEL)), None)
+    if spec.head == "log_probs" and other is not None:
+        raise UserError.for_key(spec.path_key, spec.model_path, f"holds a {other}, not a language model", MEND)
     if spec.strategy == "megatron":
-        Qwen2Shape.of(read_config(spec), spec.model_path, spec.path_key)
+        Qwen2Shape.of(config, spec.model_path, spec.path_key)
         return
     model = empty_model(spec)
     try:

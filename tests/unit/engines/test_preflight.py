@@ -56,6 +56,14 @@ def test_a_class_of_one_family_refuses_the_others(tmp_path: Path) -> None:
         check_trainable(EngineSpec(path, model_class=PRM, head="classification", fresh_weights=("score.",)))
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "megatron"])
+def test_a_reward_model_is_no_policy(strategy: str, tmp_path: Path) -> None:
+    path = write_family(tmp_path, "qwen2", architectures=["Qwen2ForProcessRewardModel"])
+    with pytest.raises(UserError, match=r"model\.path.*holds a Qwen2ForProcessRewardModel, not a language model"):
+        check_trainable(EngineSpec(path, strategy=strategy))
+    check_trainable(EngineSpec(path, model_class=PRM, head="classification", fresh_weights=("score.",)))
+
+
 def test_a_family_that_transformers_does_not_know(tmp_path: Path) -> None:
     folder = Path(save_tiny_model(tmp_path))
     content = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen99"}
