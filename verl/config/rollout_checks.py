@@ -41,14 +41,14 @@ def _pool(config: PPOTrainerConfig) -> Iterator[Problem]:
         return
     for name, found, off in (("n_gpus_per_node", rollout.n_gpus_per_node, 0), ("nnodes", rollout.nnodes, 1)):
         if found != off:
-            allowed = f"describes a pool of the rollout servers' own, but {_POOL}=False"
+            allowed = f"describes the rollout servers' own pool, but {_POOL}=False"
             yield Problem(f"{_ROLLOUT}.{name}", found, allowed, f"Set {_POOL}=True, or leave it out", (_POOL,))
 
 
 def _asynchrony(config: PPOTrainerConfig) -> Iterator[Problem]:
     rollout, steps = config.actor_rollout_ref.rollout, config.trainer.max_staleness
     if rollout.in_flight_update == "keep" and rollout.name not in ROLLOUTS_THAT_KEEP:
-        allowed = f"{rollout.name} cannot freeze a response; that can: {', '.join(ROLLOUTS_THAT_KEEP)}"
+        allowed = f"{rollout.name} cannot freeze a response; {' and '.join(ROLLOUTS_THAT_KEEP)} can"
         key = f"{_ROLLOUT}.in_flight_update"
         yield Problem(key, "keep", allowed, "Set it to wait", (f"{_ROLLOUT}.name",))
     if not steps:
@@ -59,6 +59,6 @@ def _asynchrony(config: PPOTrainerConfig) -> Iterator[Problem]:
         yield Problem(_STALENESS, steps, allowed, mend, (f"{_CORRECTION}.rollout_is",))
     is_apart = rollout.enable_resource_pool or rollout.joins_servers
     if config.trainer.device != "cpu" and not is_apart:
-        allowed = "samples while the policy trains, but on GPUs rollout servers and policy share theirs by turns"
+        allowed = "samples while the policy trains, but here rollout servers and policy take turns on the same GPUs"
         mend = f"Set {_POOL}=True and {_ROLLOUT}.n_gpus_per_node (without GPUs: trainer.device=cpu)"
         yield Problem(_STALENESS, steps, allowed, mend, (_POOL, "trainer.device"))

@@ -61,7 +61,7 @@ def sglang_training_problems(rollout: RolloutConfig, trainer: TrainerConfig, sec
     pool = f"{section}.enable_resource_pool"
     for name, found, off in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, -1)):
         if found != off:
-            allowed = "SGLang says the log-probs before the cut, which are not those of what was sampled"
+            allowed = "SGLang returns log-probs from before the cut, which are not those of what was sampled"
             yield Problem(f"{section}.{name}", found, allowed, f"Set it to {off:g}, or {section}.name=vllm")
     if rollout.joins_servers and rollout.enable_resource_pool:
         allowed = "servers joined by URL have devices of their own already"

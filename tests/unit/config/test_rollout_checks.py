@@ -18,7 +18,7 @@ HF = f"{ROLLOUT}.name=hf"
     [
         # pool
         (SPLIT[:1], f"{ROLLOUT}.n_gpus_per_node=0: the rollout servers' pool needs devices", SPLIT),
-        (SPLIT[1:], f"{ROLLOUT}.n_gpus_per_node=4: describes a pool of the rollout servers' own", SPLIT),
+        (SPLIT[1:], f"{ROLLOUT}.n_gpus_per_node=4: describes the rollout servers' own pool", SPLIT),
         ([f"{ROLLOUT}.nnodes=2"], f"Set {ROLLOUT}.enable_resource_pool=True", [*SPLIT, f"{ROLLOUT}.nnodes=2"]),
         (
             [*SPLIT, f"{ROLLOUT}.tensor_model_parallel_size=8"],  # the policy has 8 devices per node
@@ -43,13 +43,13 @@ HF = f"{ROLLOUT}.name=hf"
         ),
         (
             ["trainer.max_staleness=2", CORRECTED],
-            f"on GPUs rollout servers and policy share theirs by turns. Set {ROLLOUT}.enable_resource_pool=True",
+            f"rollout servers and policy take turns on the same GPUs. Set {ROLLOUT}.enable_resource_pool=True",
             ["trainer.max_staleness=2", CORRECTED, "trainer.device=cpu"],
         ),
         (["trainer.max_staleness=-1"], "at least 0", ["trainer.max_staleness=0"]),
         (
             [HF, "trainer.max_staleness=1", CORRECTED, "trainer.device=cpu", f"{ROLLOUT}.in_flight_update=keep"],
-            f"{ROLLOUT}.in_flight_update='keep': hf cannot freeze a response; that can: vllm, sglang",
+            f"{ROLLOUT}.in_flight_update='keep': hf cannot freeze a response; vllm and sglang can",
             ["trainer.max_staleness=1", CORRECTED, "trainer.device=cpu", f"{ROLLOUT}.in_flight_update=keep"],
         ),
     ],
