@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rate that torch reaches on a large matrix product on this machine: what a model's speed is held against."""
+"""What a model's speed is held against: the rate of a large matrix product here, and the data sheet's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ import time
 import torch
 
 from verl.utils.device import synchronize
+
+DATA_SHEET = {"H200": 989.4e12, "H100 80GB HBM3": 989.4e12, "A100-SXM": 312e12}
+"""Dense 16-bit operations per second by a part of the GPU's name. Source: NVIDIA's data sheets."""
+
+
+def data_sheet_rate(name: str, dtype: torch.dtype) -> float | None:
+    """Look the promised rate up: model FLOPs utilisation (MFU) is a share of it.
+
+    Args:
+        name: Of the GPU, as torch says it.
+        dtype: Of the matrices.
+
+    Returns:
+        Floating-point operations per second; None where it is not known.
+    """
+    known = (rate for part, rate in DATA_SHEET.items() if part in name)
+    return next(known, None) if dtype in (torch.bfloat16, torch.float16) else None
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:

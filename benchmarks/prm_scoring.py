@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.material import SHAPES, Shape, make_answers, pick, prm_tokenizer, read_answers, save_prm, to_requests
+from benchmarks.matrix_rate import matrix_rate
 from benchmarks.scorers import Way
 from verl.rewards.prm.spec import PRMSpec, load_adapter
 from verl.rewards.prm.types import ScoreRequest
@@ -89,26 +90,6 @@ def take_turns(ways: Mapping[str, Way], requests: Sequence[ScoreRequest], repeat
             way.score(requests)
             seconds[name].append(time.perf_counter() - started_s)
     return seconds
-
-
-def peak_flops_per_s(dtype: torch.dtype, size: int = 8192, passes: int = 30) -> float:
-    """Measure what the GPU makes of a large square matrix product, the rate that a forward pass is held against.
-
-    Args:
-        dtype: Of the matrices.
-        size: Their width.
-        passes: Products in one timing; the best of five timings counts.
-    """
-    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
-    best_s = float("inf")
-    for _ in range(5):
-        torch.cuda.synchronize()
-        started_s = time.perf_counter()
-        for _ in range(passes):
-            left @ right
-        torch.cuda.synchronize()
-        best_s = min(best_s, time.perf_counter() - started_s)
-    return passes * 2.0 * size**3 / best_s
 
 
 def summarise(
@@ -212,7 +193,7 @@ def _answers(arguments: argparse.Namespace) -> Any:
 
 def _add_peak(head: dict[str, Any], results: dict[str, dict[str, Any]], flops: float, dtype: torch.dtype) -> None:
     """Add which share of the measured matrix rate each way's forward passes reach; `flops` is per token."""
-    peak = peak_flops_per_s(dtype)
+    peak = matrix_rate(torch.device("cuda"), dtype)
     head["machine"]["matrix_tflops_per_s"] = peak / 1e12
     for result in results.values():
         result["share_of_matrix_rate"] = result["tokens_per_s"] * flops / peak

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a measurement is worth nothing without: date, machine, versions, commit. And how a result is written."""
+"""What a measurement is worth nothing without: command, date, machine, versions, commit. And how it is written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ def describe_run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         "benchmark": name,
+        "command": shlex.join(sys.orig_argv),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
@@ -41,12 +43,15 @@ def describe_run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Name the commit, with `+` behind it where tracked files differ from it; `unknown` outside a repository."""
+    """Name the commit, with `+` behind it where tracked files differ from it.
+
+    Outside a repository (a copy of the files on another machine) the variable `BENCHMARK_COMMIT` says it, or nothing.
+    """
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("BENCHMARK_COMMIT", "unknown")
 
 
 def machine() -> dict[str, Any]:

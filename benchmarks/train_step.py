@@ -6,11 +6,12 @@
 
 Same weights, same sequences, same loss (mean negative log-prob of the response tokens), one process. The engine keeps
 float32 weights and casts them, as in training; the plain loop holds them in the compute dtype. Losses and gradient
-norms must agree, or nothing is reported.
+norms must agree, or nothing is reported. With `--optimizer` both also clip and step, at rate zero: all of the work and
+memory of AdamW, and the same loss in every repeat.
 
     python3 benchmarks/train_step.py                                          # 4M parameters, CPU, float32
     python3 benchmarks/train_step.py --dtype bfloat16
-    PYTHONPATH=. python3 benchmarks/train_step.py --shape 1.5b --device cuda --longest 4096 --sequences 32
+    PYTHONPATH=. python3 benchmarks/train_step.py --shape 1.5b --device cuda --longest 4096 --sequences 32 --optimizer
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import record
 from benchmarks.material import SHAPES
-from benchmarks.matrix_rate import matrix_rate
+from benchmarks.matrix_rate import data_sheet_rate, matrix_rate
 from benchmarks.policy_material import LENGTH_KINDS, draw_lengths, save_policy, train_flops
 from recipe.miniature.tokenizer import build_tokenizer
 from verl.engines.base import EngineSpec, HeadOutputs, HeadRequest, OptimizerSpec, PrecisionSpec, build_engine
@@ -39,6 +40,8 @@ from verl.engines.micro_batches import MicroBatchSpec, make_micro_batches
 from verl.engines.packing import PackedSequences, PaddedSequences
 from verl.utils.device import memory_stats, synchronize
 
+SIDES = ("verl", "plain")
+OPTIMIZER = OptimizerSpec(lr=0.0)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 """Largest relative difference of losses and of gradient norms that rounding explains."""
 
@@ -48,7 +51,7 @@ class Outcome:
     """What one pass over all sequences gave.
 
     Args:
-        seconds: Time of forward and backward.
+        seconds: Time of forward and backward, and of the optimizer where it is asked for.
         loss: Mean negative log-prob.
         grad_norm: Norm of its gradient.
     """
@@ -83,13 +86,14 @@ def make_sequences(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> Pa
     return PaddedSequences(prompts, prompt_mask, responses, response_mask)
 
 
-def verl_pass(spec: EngineSpec, sequences: PaddedSequences, budget: int) -> Pass:
+def verl_pass(spec: EngineSpec, sequences: PaddedSequences, budget: int, with_optimizer: bool) -> Pass:
     """Prepare our side.
 
     Args:
         spec: The engine.
         sequences: The work.
         budget: Most tokens of a micro-batch.
+        with_optimizer: Clip and step, too.
 
     Returns:
         Runs all micro-batches; packing is in its time.
@@ -107,26 +111,30 @@ def verl_pass(spec: EngineSpec, sequences: PaddedSequences, budget: int) -> Pass
         started_s = time.perf_counter()
         micro_batches = make_micro_batches(engine, sequences, range(len(sequences)), MicroBatchSpec(budget))
         shares = engine.forward_backward(micro_batches, HeadRequest(), share)
+        report = engine.optimizer_step() if with_optimizer else None
         synchronize(engine.device)
         seconds = time.perf_counter() - started_s
-        return Outcome(seconds, float(sum(each["loss"] for each in shares)), grad_norm(engine.module))
+        norm = grad_norm(engine.module) if report is None else report.grad_norm
+        return Outcome(seconds, float(sum(each["loss"] for each in shares)), norm)
 
     return run
 
 
-def plain_pass(model: Any, sequences: PaddedSequences, rows_at_once: int) -> Pass:
+def plain_pass(model: Any, sequences: PaddedSequences, rows_at_once: int, with_optimizer: bool) -> Pass:
     """Prepare the plain loop.
 
     Args:
         model: A transformers model in training mode.
         sequences: The work.
         rows_at_once: Sequences of a micro-batch.
+        with_optimizer: Clip and step, too.
 
     Returns:
         Runs all micro-batches, in the order of the sequences.
     """
     num_targets = int(sequences.response_mask.sum())
     rows = [list(range(len(sequences)))[at : at + rows_at_once] for at in range(0, len(sequences), rows_at_once)]
+    adamw = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.lr, fused=True)
 
     def run() -> Outcome:
         model.zero_grad(set_to_none=True)
@@ -136,8 +144,12 @@ def plain_pass(model: Any, sequences: PaddedSequences, rows_at_once: int) -> Pas
             loss = _plain_loss(model, sequences, part) / num_targets
             loss.backward()
             total += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_grad) if with_optimizer else None
+        if with_optimizer:
+            adamw.step()
         synchronize(model.device)
-        return Outcome(time.perf_counter() - started_s, total, grad_norm(model))
+        seconds = time.perf_counter() - started_s
+        return Outcome(seconds, total, grad_norm(model) if norm is None else float(norm))
 
     return run
 
@@ -166,34 +178,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     torch.set_num_threads(arguments.threads)
     head = record.describe_run("train_step", vars(arguments))
-    shape, device = SHAPES[arguments.shape], torch.device(arguments.device)
+    shape, device, compute = SHAPES[arguments.shape], torch.device(arguments.device), getattr(torch, arguments.dtype)
     tokenizer = build_tokenizer(shape.context)
     vocabulary = max(shape.vocabulary, len(tokenizer))
     lengths = draw_lengths(arguments.kind, arguments.sequences, arguments.longest)
     sequences = make_sequences(lengths, vocabulary)
-    compute = getattr(torch, arguments.dtype)
     with tempfile.TemporaryDirectory(prefix="train-step-") as name:
         folder = save_policy(Path(name), shape, tokenizer, arguments.device, arguments.dtype)
-        spec = EngineSpec(
-            str(folder),
-            OptimizerSpec(),
-            device=arguments.device,
-            precision=PrecisionSpec(compute=arguments.dtype),
-            gradient_checkpointing=arguments.checkpointing,
-        )
-        passes = {"verl": verl_pass(spec, sequences, arguments.budget)}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute, attn_implementation="sdpa").to(device)
-    model.train()
-    if arguments.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    passes["plain"] = plain_pass(model, sequences, max(1, arguments.budget // max(lengths)))
+        passes = {side: PREPARE[side](folder, sequences, arguments) for side in arguments.sides}
     found = {side: [run() for _ in range(2)][-1] for side, run in passes.items()}
     _check(found, TOLERANCE[arguments.dtype])
     seconds: dict[str, list[float]] = {side: [] for side in passes}
     for _ in range(arguments.repeats):
         for side, run in passes.items():
             seconds[side].append(run().seconds)
-    rate = matrix_rate(device, compute)
+    memory = memory_stats(device)  # of the passes, not of the matrices below
+    rate, promised = matrix_rate(device, compute), data_sheet_rate(head["machine"].get("gpu", ""), compute)
     flops = train_flops(shape, vocabulary, lengths, int(sequences.response_mask.sum()))
     results = {}
     for side, outcome in found.items():
@@ -201,14 +201,40 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         results[side] = {
             "tokens_per_s": sum(lengths) / median_s,
             "share_of_matrix_rate": flops / median_s / rate,
+            "mfu": flops / median_s / promised if promised else None,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
             "seconds": seconds[side],
         }
     work = {"tokens": sum(lengths), "longest": max(lengths), "shortest": min(lengths), "flops": flops}
-    ratio = results["verl"]["tokens_per_s"] / results["plain"]["tokens_per_s"]
-    memory = memory_stats(device)
+    rates = [results[side]["tokens_per_s"] for side in SIDES if side in results]
+    ratio = rates[0] / rates[1] if len(rates) == 2 else None
     return head | {"work": work, "matrix_flops_per_s": rate, "memory": memory, "results": results, "ratio": ratio}
+
+
+def _prepare_verl(folder: Path, sequences: PaddedSequences, arguments: argparse.Namespace) -> Pass:
+    spec = EngineSpec(
+        str(folder),
+        OPTIMIZER,
+        device=arguments.device,
+        precision=PrecisionSpec(compute=arguments.dtype),
+        gradient_checkpointing=arguments.checkpointing,
+        compile_layers=arguments.compile,
+    )
+    return verl_pass(spec, sequences, arguments.budget, arguments.optimizer)
+
+
+def _prepare_plain(folder: Path, sequences: PaddedSequences, arguments: argparse.Namespace) -> Pass:
+    compute = getattr(torch, arguments.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute, attn_implementation="sdpa")
+    model = model.to(arguments.device).train()
+    if arguments.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    rows_at_once = max(1, arguments.budget // int(sequences.lengths().max()))
+    return plain_pass(model, sequences, rows_at_once, arguments.optimizer)
+
+
+PREPARE = {"verl": _prepare_verl, "plain": _prepare_plain}
 
 
 def _plain_loss(model: Any, sequences: PaddedSequences, rows: Sequence[int]) -> torch.Tensor:
@@ -228,6 +254,8 @@ def _plain_loss(model: Any, sequences: PaddedSequences, rows: Sequence[int]) -> 
 
 
 def _check(found: dict[str, Outcome], tolerance: float) -> None:
+    if len(found) < 2:
+        return
     ours, plain = found["verl"], found["plain"]
     for what in ("loss", "grad_norm"):
         if not math.isclose(getattr(ours, what), getattr(plain, what), rel_tol=tolerance):
@@ -248,12 +276,15 @@ def show(result: dict[str, Any]) -> str:
         f"{result['matrix_flops_per_s'] / 1e9:,.0f} GFLOP/s"
     )
     rows = [
-        [side, f"{each['tokens_per_s']:,.0f}", f"{each['share_of_matrix_rate']:.1%}", f"{each['loss']:.5f}",
-         f"{each['grad_norm']:.5f}"]
+        [side, f"{each['tokens_per_s']:,.0f}", f"{each['share_of_matrix_rate']:.1%}",
+         "" if each["mfu"] is None else f"{each['mfu']:.1%}", f"{each['loss']:.5f}", f"{each['grad_norm']:.5f}"]
         for side, each in result["results"].items()
     ]  # fmt: skip
-    table = record.table(["side", "tokens/s", "of matrix rate", "loss", "grad norm"], rows)
-    return f"{about}\n\n{table}\n\nverl / plain: {result['ratio']:.2f}x"
+    table = record.table(["side", "tokens/s", "of matrix rate", "MFU", "loss", "grad norm"], rows)
+    peak = result["memory"].get("memory_allocated_peak_bytes")
+    lines = [] if peak is None else [f"peak of allocated memory: {peak / 2**30:.1f} GiB"]
+    lines += [] if result["ratio"] is None else [f"verl / plain: {result['ratio']:.2f}x"]
+    return "\n\n".join([about, table, *lines])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -270,11 +301,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest sequence")
     parser.add_argument("--budget", type=int, help="most tokens of a micro-batch, padding included in the plain loop")
+    parser.add_argument("--sides", default=",".join(SIDES), help="which to measure; one alone has all of the memory")
+    parser.add_argument("--optimizer", action="store_true", help="clip and make an AdamW step in every pass")
+    parser.add_argument("--compile", action="store_true", help="our side as with actor.use_torch_compile")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations on both sides")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", help="result file; default: a dated one in outputs/benchmarks/")
     parsed = parser.parse_args(arguments)
+    parsed.sides = parsed.sides.split(",")
+    if not set(parsed.sides) <= set(SIDES):
+        parser.error(f"--sides: choose from {', '.join(SIDES)}")
     parsed.dtype = parsed.dtype or ("float32" if parsed.device == "cpu" else "bfloat16")
     parsed.budget = parsed.budget or 8 * parsed.longest
     if parsed.budget < parsed.longest:

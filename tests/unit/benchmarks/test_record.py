@@ -12,8 +12,9 @@ from benchmarks import record
 
 def test_a_run_is_described_with_everything_needed_to_repeat_it() -> None:
     head = record.describe_run("name", {"answers": 4})
-    assert set(head) == {"benchmark", "date", "commit", "machine", "versions", "settings"}
+    assert set(head) == {"benchmark", "command", "date", "commit", "machine", "versions", "settings"}
     assert head["machine"]["cores"] >= 1 and head["machine"]["cpu"]
+    assert "pytest" in head["command"]
     assert {"python", "torch"} <= set(head["versions"])
 
 

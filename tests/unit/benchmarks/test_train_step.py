@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import train_step
-from benchmarks.matrix_rate import matrix_rate
+from benchmarks.matrix_rate import data_sheet_rate, matrix_rate
 from benchmarks.train_step import Outcome, main, make_sequences, parse
 
 
@@ -33,16 +33,37 @@ def test_a_matrix_product_has_a_rate() -> None:
     assert matrix_rate(torch.device("cpu"), torch.float32, size=64) > 1e6
 
 
-def test_both_sides_agree_in_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_data_sheet_knows_16_bit_rates_by_the_names_that_torch_gives() -> None:
+    assert data_sheet_rate("NVIDIA H200", torch.bfloat16) == data_sheet_rate("NVIDIA H100 80GB HBM3", torch.float16)
+    assert data_sheet_rate("NVIDIA A100-SXM4-80GB", torch.bfloat16) == 312e12
+    assert data_sheet_rate("NVIDIA H200", torch.float32) is None and data_sheet_rate("", torch.bfloat16) is None
+
+
+SMALL = ["--shape", "tiny", "--sequences", "5", "--longest", "32", "--budget", "48", "--repeats", "1"]
+
+
+def test_one_side_alone_trains_without_being_changed_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = []
+    for more in ([], ["--optimizer", "--sides", "verl"]):
+        assert main([*SMALL, *more, "--out", str(tmp_path / "result.json")]) == 0
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    both, alone = results
+    assert alone["results"].keys() == {"verl"} and alone["ratio"] is None and both["ratio"] > 0
+    for what in ("loss", "grad_norm"):
+        assert alone["results"]["verl"][what] == pytest.approx(both["results"]["verl"][what], rel=1e-5)
+
+
+@pytest.mark.parametrize("more", [[], ["--optimizer"]])
+def test_both_sides_agree_in_a_whole_run(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    sizes = ["--shape", "tiny", "--sequences", "5", "--longest", "32", "--budget", "48", "--repeats", "1"]
-    assert main([*sizes, "--out", str(out)]) == 0  # it compares loss and gradient norm itself
+    assert main([*SMALL, *more, "--out", str(out)]) == 0  # it compares loss and gradient norm itself
     result = json.loads(out.read_text())
     assert result["results"]["verl"]["loss"] == pytest.approx(result["results"]["plain"]["loss"], rel=1e-4)
     assert result["work"]["longest"] <= 32 and "verl / plain" in capsys.readouterr().out
 
 
-def test_a_budget_below_the_longest_sequence_is_refused() -> None:
-    with pytest.raises(SystemExit):
-        parse(["--longest", "64", "--budget", "63"])
+def test_a_budget_below_the_longest_sequence_and_an_unknown_side_are_refused() -> None:
+    for refused in (["--longest", "64", "--budget", "63"], ["--sides", "verl,trl"]):
+        with pytest.raises(SystemExit):
+            parse(refused)
     assert parse(["--longest", "64"]).budget == 512
