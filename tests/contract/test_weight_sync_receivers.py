@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ PAYLOADS = {
     "shared_memory": WeightManifest("/x", ["a"], ["float32"], [[2, 3]], [0], ["0"]).to_dict(),
     "gloo": TENSORS,
     "nccl": TENSORS,
-    "ipc": TENSORS | {"ipc_handles": {"gpu": ()}, "tensor_sizes": [24, 8]},
+    "ipc": TENSORS | {"handles": pickle.dumps({"gpu": ()}), "tensor_sizes": [24, 8]},
 }
 
 
@@ -74,12 +76,43 @@ def test_an_ipc_update_carries_the_digests_of_the_tensors_it_names() -> None:
         source.sent, client.version = SentWeights(weights.items(), verify), 4
         stream = iter(source)
         assert [next(stream)[0] for _ in range(3)] == ["a", "b", "c"]  # vLLM looks ahead of the chunk it sends
-        client.update_weights({"names": ["a", "b"]})
+        client.update_weights({"names": ["a", "b"], "ipc_handles": {}})
         client.finish_weight_update()
     digests = [digest_of(weights["a"]), digest_of(weights["b"])]
+    no_handles = {"handles": pickle.dumps({}), "ipc_handles": None}
     assert said == [
-        ("update", {"names": ["a", "b"], "digests": digests}),
+        ("update", {"names": ["a", "b"], "digests": digests} | no_handles),
         ("finish", 4),
-        ("update", {"names": ["a", "b"], "digests": []}),
+        ("update", {"names": ["a", "b"], "digests": []} | no_handles),
         ("finish", 4),
     ]
+
+
+def test_handles_of_gpu_memory_reach_the_process_that_opens_them(receivers: dict[str, Any]) -> None:
+    """Through vLLM's own messages to its engine process, which carry plain values alone; a handle names classes too."""
+    sender = pytest.importorskip("verl.weight_sync.vllm_ipc_sender")
+    serial = pytest.importorskip("vllm.v1.serial_utils")
+    said: list[dict[str, Any]] = []
+    client = sender.ClientAdapter(SimpleNamespace(update=said.append), sender.CurrentWeights(torch.device("cpu")))
+    kinds = (
+        torch.Tensor,
+        torch.Size([32]),
+        (1,),
+        0,
+        torch.UntypedStorage,
+        torch.uint8,
+    )  # as `reduce_tensor` gives them
+    handle = (*kinds, 1, b"memory", 32, 0, False, b"counter", 3, b"event", True)
+    sent = {key: TENSORS[key] for key in ("names", "dtype_names", "shapes")} | {"tensor_sizes": [24, 8]}
+    client.update_weights(sent | {"ipc_handles": {"GPU-1": handle}, "ipc_handles_pickled": None})
+
+    encoded = serial.MsgpackEncoder().encode(("update_weights", {"update_info": said[0]}))
+    method, arguments = serial.MsgpackDecoder().decode(encoded)
+    info = receivers["ipc"].update_info_cls(**arguments["update_info"])
+    assert (method, info.names, info.tensor_sizes, info.shapes) == (
+        "update_weights",
+        ["a", "b"],
+        [24, 8],
+        [[2, 3], [4]],
+    )
+    assert info.ipc_handles == {"GPU-1": handle}

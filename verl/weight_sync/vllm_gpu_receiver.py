@@ -6,6 +6,7 @@ Untested on a GPU: the part that compares (`checked`) knows no device and is tes
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
@@ -16,9 +17,20 @@ from verl.weight_sync.digest import checked
 
 @dataclass
 class CheckedIPCUpdateInfo(IPCWeightTransferUpdateInfo):
-    """vLLM's, with a digest for each name; empty when not asked for."""
+    """vLLM's, with a digest for each name; empty when not asked for.
+
+    The handles come as bytes: they name torch classes, and vLLM sends none to its engine process unless everything may
+    be pickled (`VLLM_ALLOW_INSECURE_SERIALIZATION`). These are pickled by our own sender.
+    """
 
     digests: list[str] = field(default_factory=list)
+    handles: bytes | None = None
+
+    def __post_init__(self) -> None:
+        """Unpack the handles, and let vLLM check the rest."""
+        if self.handles is not None:
+            self.ipc_handles, self.handles = pickle.loads(self.handles), None
+        super().__post_init__()
 
 
 @dataclass

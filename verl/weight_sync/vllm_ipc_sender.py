@@ -7,6 +7,7 @@ that has vLLM.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -106,9 +107,14 @@ class ClientAdapter:
         self._known.start_update()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """See `WeightSyncClient.update`."""
+        """See `WeightSyncClient.update`; the handles go as bytes, see `CheckedIPCUpdateInfo`."""
         digests = self._source.sent.digests
-        self._known.update(update_info | {"digests": [digests[name] for name in update_info["names"] if digests]})
+        ours = {
+            "digests": [digests[name] for name in update_info["names"] if digests],
+            "handles": pickle.dumps(update_info["ipc_handles"]),
+            "ipc_handles": None,
+        }
+        self._known.update(update_info | ours)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """See `WeightSyncClient.finish_update`."""
