@@ -162,7 +162,7 @@ def instant_runtime(config: PPOTrainerConfig, loop: BackgroundLoop) -> Any:
         num_devices=trainer.num_devices,
         sleeps=False,
         sleep_servers=lambda: None,
-        wake_servers=lambda: None,
+        wake_servers=lambda for_update=False: None,
     )
 
 

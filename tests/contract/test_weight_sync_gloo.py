@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights broadcast over gloo into real vLLM engines: both run the trainer's weights, and a flipped bit is refused."""
+"""Weights broadcast over gloo into real vLLM engines: all of them run the trainer's weights, also one that is split
+over two processes (tensor parallel), and a flipped bit is refused.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,23 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 BUCKET_BYTES = 40_000  # the tiny models have 160 kB: several buckets, and layers that lie in two of them
 
 
-@pytest.mark.parametrize(("tied", "num_engines"), [(True, 2), (False, 1)], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("tied", "num_engines", "ranks"), [(True, 2, 1), (False, 1, 2)], ids=["tied", "untied-tensor-parallel"]
+)
 def test_engines_sample_from_the_weights_that_were_broadcast(
-    tied: bool, num_engines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tied: bool, num_engines: int, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    start, *sent = (tiny_model(tied, seed, **HEADS) for seed in (0, 1, 2))
+    shape = HEADS | {"num_key_value_heads": ranks, "intermediate_size": 64}
+    start, *sent = (tiny_model(tied, seed, **shape) for seed in (0, 1, 2))
     start.save_pretrained(tmp_path)
     loop = BackgroundLoop("test")
-    engines = [VLLMEngine(engine_spec(tmp_path, "gloo")) for _ in range(num_engines)]
+    spec = replace(engine_spec(tmp_path, "gloo"), tensor_parallel_size=ranks)
+    engines = [VLLMEngine(spec) for _ in range(num_engines)]
     try:
         _all(loop, engines, "start")
-        client = LocalGroupClient(engines, loop)
+        client = LocalGroupClient(engines, loop, ranks)
         sender = BroadcastSender(client, GlooDoor("127.0.0.1", 60.0), BroadcastSettings(BUCKET_BYTES, 60.0))
         for version, model in enumerate(sent, start=1):
             stream = WeightStream(lambda model=model: iter(model.named_parameters()))

@@ -154,6 +154,6 @@ def rollout_runtime(
         reward_loop=RewardLoop(TruthVerifier(), manager, None, LoopSettings()),
         loop=loop,
         pad_token_id=0,
-        wake_servers=lambda: None,
+        wake_servers=lambda for_update=False: None,
         sleep_servers=lambda: None,
     )

@@ -22,21 +22,23 @@ class LocalGroupClient:
     """Engines in this process as receivers of broadcasts, each told everything at the same time.
 
     Args:
-        engines: Started engines of one process each.
+        engines: Started engines.
         loop: On which they live.
+        ranks: Processes of each engine.
     """
 
-    def __init__(self, engines: Sequence[Any], loop: BackgroundLoop) -> None:
-        self._engines, self._loop = list(engines), loop
+    def __init__(self, engines: Sequence[Any], loop: BackgroundLoop, ranks: int = 1) -> None:
+        self._engines, self._loop, self._ranks = list(engines), loop, ranks
         self.before_update: Callable[[dict[str, Any]], None] = lambda payload: None
         self.num_updates = 0
 
     @property
     def num_receivers(self) -> int:
-        return len(self._engines)
+        return len(self._engines) * self._ranks
 
     def init_group(self, init_info: dict[str, Any]) -> None:
-        self._all("init_transfer", [(init_info | {"rank_offset": 1 + i},) for i in range(len(self._engines))])
+        offsets = range(1, 1 + self.num_receivers, self._ranks)
+        self._all("init_transfer", [(init_info | {"rank_offset": offset},) for offset in offsets])
 
     def init_transfer(self, init_info: dict[str, Any]) -> None:
         self._same("init_transfer", init_info)

@@ -157,8 +157,13 @@ class RolloutEngine(Protocol):
     async def sleep(self) -> None:
         """Hand device memory back (weights and KV cache)."""
 
-    async def wake(self) -> None:
-        """Take device memory again; weights must be synced before the next request."""
+    async def wake(self, for_update: bool = False) -> None:
+        """Take device memory again; weights must be synced before the next request.
+
+        Args:
+            for_update: Take no more than new weights need, so that they fit beside the policy's; all of it is taken
+                when this is called again without.
+        """
 
     async def close(self) -> None:
         """Stop the engine and its processes."""

@@ -95,7 +95,7 @@ class HFEngine:
         if self._spec.enable_sleep_mode:
             self._model.to("cpu")
 
-    async def wake(self) -> None:
+    async def wake(self, for_update: bool = False) -> None:
         """See `RolloutEngine.wake`."""
         self._model.to(self._device)
 

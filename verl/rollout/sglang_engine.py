@@ -150,7 +150,7 @@ class SGLangEngine:
     async def sleep(self) -> None:
         """See `RolloutEngine.sleep`; the server keeps its memory, which `start` has said."""
 
-    async def wake(self) -> None:
+    async def wake(self, for_update: bool = False) -> None:
         """See `RolloutEngine.wake`."""
 
     async def close(self) -> None:

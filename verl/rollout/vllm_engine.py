@@ -114,12 +114,12 @@ class VLLMEngine:
     async def sleep(self) -> None:
         """See `RolloutEngine.sleep`; level 2 drops the weights too, the next sync brings new ones."""
         if self._spec.enable_sleep_mode:
-            await self._engine.sleep(level=2)
+            await self._while_alive(self._engine.sleep(level=2))
 
-    async def wake(self) -> None:
+    async def wake(self, for_update: bool = False) -> None:
         """See `RolloutEngine.wake`."""
         if self._spec.enable_sleep_mode:
-            await self._engine.wake_up()
+            await self._while_alive(self._engine.wake_up(["weights"] if for_update else None))
 
     async def close(self) -> None:
         """See `RolloutEngine.close`."""
@@ -187,6 +187,9 @@ def executor_backend(device: str, tensor_parallel_size: int) -> str | None:
     cores that should multiply. The environment that this separates for OpenMP is set for our actors anyway, so a model
     without tensor parallelism runs in the scheduler's process, as on a GPU; by its path, since the name is overruled.
 
+    With tensor parallelism the ranks are processes of the engine. Left to itself vLLM would see that its actor belongs
+    to a placement group and ask Ray for an actor per GPU there, where the policy's ranks have them all.
+
     Args:
         device: `cpu` or `cuda`.
         tensor_parallel_size: Devices of the engine.
@@ -196,7 +199,7 @@ def executor_backend(device: str, tensor_parallel_size: int) -> str | None:
     """
     if device == "cpu" and tensor_parallel_size == 1:
         return "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    return None
+    return "mp" if tensor_parallel_size > 1 else None
 
 
 def sampling_params(settings: SamplingSettings) -> SamplingParams:

@@ -128,9 +128,9 @@ class RolloutServer:
         """See `RolloutEngine.sleep`."""
         await self._engine.sleep()
 
-    async def wake(self) -> None:
+    async def wake(self, for_update: bool = False) -> None:
         """See `RolloutEngine.wake`."""
-        await self._engine.wake()
+        await self._engine.wake(for_update)
 
     async def close(self) -> None:
         """See `RolloutEngine.close`."""

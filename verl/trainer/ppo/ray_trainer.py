@@ -103,6 +103,7 @@ class RayPPOTrainer:
             The metrics of the last validation, empty without validation.
         """
         trainer = self.config.trainer
+        self.runtime.sleep_servers()  # the ranks load a checkpoint, and all weights change anyway
         self._resume()
         self._sync_weights(verify=True)
         self._prove_weight_sync()
@@ -163,7 +164,7 @@ class RayPPOTrainer:
         """Stage 8: the rollout servers get the new weights, once the responses in flight are complete or frozen."""
         self.policy_version += 1
         verify = verify or _is_due(self.policy_version, self.config.actor_rollout_ref.rollout.weight_sync_verify_every)
-        self.runtime.wake_servers()
+        self.runtime.wake_servers(for_update=True)
         with self.timer("wait_for_in_flight"):
             self.rollouts.hold()
         try:
@@ -171,6 +172,7 @@ class RayPPOTrainer:
         except WeightSyncFailedError as error:  # the cause is the rank's error without Ray's remote traceback
             what = getattr(error, "cause", None) or error
             raise WeightSyncFailedError(f"{what}. {self.folders.restart_hint()}") from error
+        self.runtime.wake_servers()
         self.rollouts.resume()
         return sync_metrics(reports)
 

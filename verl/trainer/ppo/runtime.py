@@ -74,10 +74,14 @@ class Runtime:
         if self.sleeps:
             ray.get([server.sleep.remote() for server in self.servers])
 
-    def wake_servers(self) -> None:
-        """Let the rollout servers take their device memory again."""
+    def wake_servers(self, for_update: bool = False) -> None:
+        """Let the rollout servers take their device memory again.
+
+        Args:
+            for_update: Only what new weights need; the rest when they are there and the policy's are put away.
+        """
         if self.sleeps:
-            ray.get([server.wake.remote() for server in self.servers])
+            ray.get([server.wake.remote(for_update) for server in self.servers])
 
 
 def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: int, stack: ExitStack) -> Runtime:
@@ -99,14 +103,21 @@ def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: i
     pools = ResourcePoolManager(config, device)
     pools.acquire()
     stack.callback(pools.release)
-    # side by side, unless they share a GPU: there an engine measures what memory the ranks leave
-    prm_servers, prm_started = _start_prm_servers(config, pools, stack)
+    # side by side, unless they share a GPU: there one after the other, since an engine measures what memory is left
+    prm_shares, rollout_shares = shares_policy_gpus(config, device)
+    prm_started: list[Any] = []
+    if not prm_shares:
+        prm_servers, prm_started = _start_prm_servers(config, pools, "", stack)
     actor = _start_actor(config, pools, stack)
-    starts_early = device == "cpu" or config.actor_rollout_ref.rollout.enable_resource_pool
-    if not starts_early:
+    if prm_shares or rollout_shares:
         _init_actor(actor, config, total_training_steps)
+    if prm_shares:
+        visible = [devices for _, devices in actor.node_devices()]
+        devices = ",".join(visible[: config.reward_model.tensor_model_parallel_size])
+        prm_servers, prm_started = _start_prm_servers(config, pools, devices, stack)
+        wait_until_started(prm_started, "PRM servers", config.reward_model.start_timeout_s)
     servers_by_node, started = _start_rollout_servers(config, pools, actor, stack)
-    if starts_early:
+    if not (prm_shares or rollout_shares):
         _init_actor(actor, config, total_training_steps)
     wait_until_started(started, "rollout servers", config.actor_rollout_ref.rollout.start_timeout_s)
     wait_until_started(prm_started, "PRM servers", config.reward_model.start_timeout_s)
@@ -173,9 +184,23 @@ def sync_backend(config: PPOTrainerConfig, device: str) -> str:
     return "gloo" if rollout.enable_resource_pool else "shared_memory"
 
 
+def shares_policy_gpus(config: PPOTrainerConfig, device: str) -> tuple[bool, bool]:
+    """Say who runs on the policy's GPUs.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        Whether the PRM does, and whether the rollout servers do.
+    """
+    reward, rollout = config.reward_model, config.actor_rollout_ref.rollout
+    on_gpu = device == "cuda"
+    return on_gpu and reward.enable and not reward.enable_resource_pool, on_gpu and not rollout.enable_resource_pool
+
+
 def _sleeps(config: PPOTrainerConfig, device: str) -> bool:
-    rollout = config.actor_rollout_ref.rollout
-    return device == "cuda" and rollout.free_cache_engine and not rollout.enable_resource_pool
+    return config.actor_rollout_ref.rollout.free_cache_engine and shares_policy_gpus(config, device)[1]
 
 
 def _start_actor(config: PPOTrainerConfig, pools: ResourcePoolManager, stack: ExitStack) -> Any:
@@ -219,9 +244,12 @@ def _start_rollout_servers(
 
 
 def _start_prm_servers(
-    config: PPOTrainerConfig, pools: ResourcePoolManager, stack: ExitStack
+    config: PPOTrainerConfig, pools: ResourcePoolManager, devices: str, stack: ExitStack
 ) -> tuple[list[Any], list[Any]]:
-    """PRM replicas on their pool, and references that end when each has loaded the PRM."""
+    """PRM replicas on their pool, or on the policy's `devices`, and references that end when each has loaded the PRM.
+
+    Without them a replica beside the policy would take the first GPU of the node, whoever has it.
+    """
     if not config.reward_model.enable:
         return [], []
     pool = pools.pool_of(Role.PROCESS_REWARD)
@@ -230,7 +258,7 @@ def _start_prm_servers(
     if not config.reward_model.enable_resource_pool:
         slots = slots[:1]  # beside the policy one replica is enough: it shares those devices
     num_gpus = config.reward_model.tensor_model_parallel_size if config.reward_model.enable_resource_pool else 0
-    servers = [server_class(ProcessRewardServer, pool, slot, "", num_gpus).remote(backend, spec) for slot in slots]
+    servers = [server_class(ProcessRewardServer, pool, slot, devices, num_gpus).remote(backend, spec) for slot in slots]
     stack.callback(close_servers, servers)
     return servers, [server.start.remote() for server in servers]
 

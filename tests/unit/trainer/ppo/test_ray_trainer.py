@@ -46,17 +46,20 @@ class ScriptedRanks:
     def __init__(self, servers: list[GatedServer], before_update: Callable[[int], None]) -> None:
         self._servers, self._before_update = servers, before_update
         self.trained: list[list[str]] = []
+        self.events: list[str] = []
 
     def compute_log_prob(self, batch: DataProto) -> DataProto:
         log_probs = batch.batch["rollout_log_probs"]
         return DataProto.from_dict(tensors={"old_log_probs": log_probs, "entropys": torch.zeros_like(log_probs)})
 
     def update_actor(self, batch: DataProto) -> list[dict[str, float]]:
+        self.events.append("update")
         self._before_update(len(self.trained) + 1)
         self.trained.append(sorted(set(batch.non_tensor_batch["ground_truth"])))
         return [{"actor/optimizer_steps": 1.0, "actor/skipped_steps": 0.0}]
 
     def sync_weights(self, version: int, verify: bool) -> list[SyncReport]:
+        self.events.append(f"sync {version}")
         for server in self._servers:
             server.policy_version = version
         return [SyncReport(version, 1, 1, 1.0, 0.0, verify)]
@@ -132,6 +135,21 @@ def test_a_run_trains_on_every_batch_in_order_and_as_stale_as_the_bound_says(
     assert list(ahead.metrics) == list(range(1, STEPS + 1))
     row = (tmp_path / "ahead" / "rollouts" / f"{STEPS}.jsonl").read_text().splitlines()[0]
     assert f'"policy_version": {STEPS - min(bound, STEPS - 1)},' in row
+
+
+def test_servers_take_memory_for_weights_before_a_sync_and_the_rest_after_it(
+    loop: BackgroundLoop, tmp_path: Path
+) -> None:
+    run = Run(loop, tmp_path, 0)
+    runtime, events = run.trainer.runtime, run.ranks.events
+    runtime.sleep_servers = lambda: events.append("sleep")
+    runtime.wake_servers = lambda for_update=False: events.append("wake for update" if for_update else "wake")
+    run.trainer.fit()
+
+    def sync(version: int) -> list[str]:
+        return ["wake for update", f"sync {version}", "wake"]
+
+    assert events == ["sleep", *sync(1), *(e for n in range(STEPS) for e in ("wake", "sleep", "update", *sync(n + 2)))]
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM is told at its start. No engine is started here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from verl.rollout.base import RolloutSpec
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.mark.parametrize(("device", "ranks", "expected"), [("cuda", 2, "mp"), ("cuda", 1, None), ("cpu", 2, "mp")])
+def test_no_rank_of_an_engine_is_an_actor_of_its_own(
+    device: str, ranks: int, expected: str | None, tmp_path: Path
+) -> None:
+    """In an actor of a placement group, which ours are, vLLM's own choice for several ranks is Ray."""
+    engine = pytest.importorskip("verl.rollout.vllm_engine")
+    spec = RolloutSpec(
+        model_path=str(tmp_path), dtype="bfloat16", max_model_len=8, device=device, tensor_parallel_size=ranks
+    )
+    assert engine.engine_args(spec).distributed_executor_backend == expected
