@@ -306,6 +306,8 @@ def _rank_main(rank: int, world_size: int, store: str, body: Callable[[], Any], 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     torch.save(body(), f"{out}.{rank}")
     dist.destroy_process_group()
+    # Meshes keep the group and its threads alive; one that wants the interpreter while it ends aborts the process.
+    os._exit(0)
 
 
 def run_ranks(world_size: int, folder: Path, body: Callable[[], Any]) -> list[Any]:
