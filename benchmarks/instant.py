@@ -160,10 +160,15 @@ def instant_runtime(config: PPOTrainerConfig, loop: BackgroundLoop) -> Any:
         total_training_steps=1,
         pad_token_id=0,
         num_devices=trainer.num_devices,
-        sleeps=False,
         sleep_servers=lambda: None,
         wake_servers=lambda for_update=False: None,
+        sleep_scorers=_nothing,
+        wake_scorers=lambda: None,
     )
+
+
+async def _nothing() -> None:
+    pass
 
 
 class RepeatedRows:

@@ -156,4 +156,10 @@ def rollout_runtime(
         pad_token_id=0,
         wake_servers=lambda for_update=False: None,
         sleep_servers=lambda: None,
+        wake_scorers=lambda: None,
+        sleep_scorers=_nothing,
     )
+
+
+async def _nothing() -> None:
+    pass

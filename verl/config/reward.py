@@ -155,6 +155,10 @@ class RewardModelConfig:
     """Most sequences in one forward of a replica. Unit: sequences."""
     enforce_eager: bool = False
     """Do not capture CUDA graphs."""
+    free_cache_engine: bool = True
+    """Put the PRM's weights into host memory and free its KV cache from the last score of a step to the next rollout,
+    while the policy trains on the same GPUs. No effect on a CPU, with a pool of the PRM's own, nor with
+    `trainer.max_staleness` above 0, where responses are scored all the time."""
     engine_kwargs: Mapping[str, Any] = free_mapping()
     """Extra arguments for the PRM's engine as they are."""
     timeout_s: float = limited(600.0, above=0.0)

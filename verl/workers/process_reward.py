@@ -67,6 +67,14 @@ class ProcessRewardServer:
         """
         return await self._scorer(request)
 
+    async def sleep(self) -> None:
+        """See `StepScorer.sleep`."""
+        await self._scorer.sleep()
+
+    async def wake(self) -> None:
+        """See `StepScorer.wake`."""
+        await self._scorer.wake()
+
     async def close(self) -> None:
         """Free the PRM."""
         await self._scorer.close()

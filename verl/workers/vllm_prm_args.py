@@ -86,6 +86,7 @@ def _engine_args(
         "tensor_parallel_size": spec.tensor_parallel_size,
         "distributed_executor_backend": executor_backend(current_platform.device_type, spec.tensor_parallel_size),
         "enforce_eager": spec.enforce_eager,
+        "enable_sleep_mode": spec.enable_sleep_mode,
         "enable_chunked_prefill": True,
         "disable_log_stats": True,
         "skip_tokenizer_init": True,

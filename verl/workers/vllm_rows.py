@@ -26,6 +26,8 @@ from verl.workers.vllm_prm_args import language_model_args, pooling_args
 class RowReader(Protocol):
     """Engines that are running, and how one input's rows are got from them."""
 
+    engines: list[AsyncLLM]
+    """The engines."""
     counts: Counter[str]
     """`tokens` shown to the engines so far, and `cached_tokens`, those of them whose work was not done again."""
 
@@ -59,7 +61,7 @@ class PooledRows:
             spec: The PRM and how to serve it.
             loaded: Its adapter.
         """
-        self._llm = AsyncLLM.from_engine_args(pooling_args(spec, loaded))
+        self.engines = [AsyncLLM.from_engine_args(pooling_args(spec, loaded))]
         self.counts: Counter[str] = Counter()
 
     async def rows(self, name: str, item: PRMInput) -> np.ndarray:
@@ -72,7 +74,7 @@ class PooledRows:
         params = PoolingParams(
             task="token_classify", use_activation=False, skip_reading_prefix_cache=len(item.score_positions) > 1
         )
-        output = await _last(self._llm.encode({"prompt_token_ids": ids}, params, name), name)
+        output = await _last(self.engines[0].encode({"prompt_token_ids": ids}, params, name), name)
         logits = output.outputs.data
         expected = (len(ids) - output.num_cached_tokens, 2)
         if tuple(logits.shape) != expected:
@@ -83,7 +85,9 @@ class PooledRows:
 
     def close(self) -> None:
         """See `RowReader.close`."""
-        self._llm.shutdown()
+        for engine in self.engines:
+            engine.shutdown()
+        self.engines = []
 
 
 class LogRatioRows:
@@ -101,12 +105,12 @@ class LogRatioRows:
             loaded: Its adapter.
         """
         self._beta = spec.implicit_beta
-        self._engines: list[AsyncLLM] = []
+        self.engines: list[AsyncLLM] = []
         self.counts: Counter[str] = Counter()
         try:
             for folder in (loaded.folder, find_folder(spec.reference_path, REFERENCE_KEY)):
                 arguments = language_model_args(spec, loaded, folder, num_engines=2)
-                self._engines.append(AsyncLLM.from_engine_args(arguments))
+                self.engines.append(AsyncLLM.from_engine_args(arguments))
         except BaseException:
             self.close()
             raise
@@ -114,8 +118,8 @@ class LogRatioRows:
     async def rows(self, name: str, item: PRMInput) -> np.ndarray:
         """See `RowReader.rows`; [k, 2] float64 rows (0, total)."""
         ids = _shown(item)
-        self.counts.update(tokens=len(ids) * len(self._engines))
-        model, reference = await asyncio.gather(*(_log_probs(engine, ids, name) for engine in self._engines))
+        self.counts.update(tokens=len(ids) * len(self.engines))
+        model, reference = await asyncio.gather(*(_log_probs(engine, ids, name) for engine in self.engines))
         ratios = self._beta * (model - reference)
         ratios[: item.score_positions[0] + 1] = 0.0
         totals = np.cumsum(ratios)[item.score_positions]
@@ -123,9 +127,9 @@ class LogRatioRows:
 
     def close(self) -> None:
         """See `RowReader.close`."""
-        for engine in self._engines:
+        for engine in self.engines:
             engine.shutdown()
-        self._engines = []
+        self.engines = []
 
 
 def _shown(item: PRMInput) -> list[int]:

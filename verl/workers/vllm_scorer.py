@@ -62,6 +62,16 @@ class VLLMScorer:
         counts = self._reader.counts if self._reader is not None else {}
         return {name: counts.get(name, 0) for name in ("tokens", "cached_tokens")}
 
+    async def sleep(self) -> None:
+        """See `StepScorer.sleep`."""
+        assert self._reader is not None, "start() was not awaited"
+        await asyncio.gather(*(engine.sleep(level=1) for engine in self._reader.engines))
+
+    async def wake(self) -> None:
+        """See `StepScorer.wake`."""
+        assert self._reader is not None, "start() was not awaited"
+        await asyncio.gather(*(engine.wake_up() for engine in self._reader.engines))
+
     async def close(self) -> None:
         """End the engines."""
         if self._reader is not None:

@@ -50,6 +50,15 @@ def test_prefix_cache_only_where_each_input_is_a_prefix_of_the_next(adapter: str
     assert pooling_args(spec, load_adapter(spec)).enable_prefix_caching is cached
 
 
+def test_engines_can_sleep_where_the_prm_is_to_sleep(tmp_path: Path) -> None:
+    spec = family_spec("pure_prm", save_family("pure_prm", tmp_path))
+    loaded = load_adapter(spec)
+    for sleeps in (True, False):
+        spec = replace(spec, enable_sleep_mode=sleeps)
+        assert pooling_args(spec, loaded).enable_sleep_mode is sleeps
+        assert language_model_args(spec, loaded, loaded.folder, num_engines=2).enable_sleep_mode is sleeps
+
+
 def test_the_users_engine_kwargs_win(tmp_path: Path) -> None:
     spec = family_spec(
         "pure_prm", save_family("pure_prm", tmp_path), engine_kwargs={"block_size": 32, "max_num_seqs": 3}

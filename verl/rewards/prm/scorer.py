@@ -23,6 +23,7 @@ import torch
 from verl.rewards.prm.scoring_model import HeadedBackbone, LogRatioModel, load_scoring_model
 from verl.rewards.prm.spec import LoadedAdapter, PRMSpec, load_adapter
 from verl.rewards.prm.types import PRMInput, ScoreRequest, StepLogits
+from verl.utils.device import release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,14 @@ class HFScorer:
             self._drain = loop.create_task(self._run_waiting())
         return plan.gather(await asyncio.gather(*(one.rows for one in mine)))
 
+    async def sleep(self) -> None:
+        """See `StepScorer.sleep`."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._move_to, "cpu")
+
+    async def wake(self) -> None:
+        """See `StepScorer.wake`."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._move_to, self._device())
+
     async def close(self) -> None:
         """Free the model; whoever still waits is cancelled."""
         for one in self._waiting:
@@ -81,9 +90,6 @@ class HFScorer:
     def _load(self) -> HeadedBackbone | LogRatioModel:
         assert self._loaded is not None, "start() was not awaited"
         spec = self._spec
-        device = spec.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load_scoring_model(
             self._loaded.folder,
             self._loaded.head,
@@ -91,7 +97,17 @@ class HFScorer:
             reference_path=spec.reference_path,
             beta=spec.implicit_beta,
         )
-        return model.to(device)
+        return model.to(self._device())
+
+    def _device(self) -> str:
+        if self._spec.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self._spec.device
+
+    def _move_to(self, device: str) -> None:
+        assert self._model is not None, "start() was not awaited"
+        self._model.to(device)
+        release_memory(torch.device(self._device()))
 
     async def _run_waiting(self) -> None:
         """Run batches until nobody waits; a batch takes what is there when the one before it ends."""

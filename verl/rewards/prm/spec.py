@@ -42,6 +42,7 @@ class PRMSpec:
         max_num_batched_tokens: Most tokens in one forward pass.
         max_num_seqs: Most sequences in one forward pass.
         enforce_eager: Whether a served replica goes without compilation and graphs.
+        enable_sleep_mode: Whether the scorer can hand its device memory back between uses (CUDA only).
         engine_kwargs: Further arguments of the serving engine; they win.
         reference_path: Of an implicit PRM, folder or hub name of the language model that it is compared with.
         implicit_beta: Of an implicit PRM, what the log-ratio is multiplied by.
@@ -62,6 +63,7 @@ class PRMSpec:
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 256
     enforce_eager: bool = False
+    enable_sleep_mode: bool = False
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reference_path: str = ""
     implicit_beta: float = 0.05
@@ -103,6 +105,14 @@ class StepScorer(Protocol):
 
     async def __call__(self, request: ScoreRequest) -> StepLogits:
         """See `ScoreSteps`."""
+        ...
+
+    async def sleep(self) -> None:
+        """Hand the device memory back, weights to the host; nothing is being scored. Needs `enable_sleep_mode`."""
+        ...
+
+    async def wake(self) -> None:
+        """Take the device memory again."""
         ...
 
     async def close(self) -> None:

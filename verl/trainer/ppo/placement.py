@@ -51,6 +51,45 @@ class ServerSlot:
     devices: tuple[int, ...]
 
 
+def shares_policy_gpus(config: PPOTrainerConfig, device: str) -> tuple[bool, bool]:
+    """Say who runs on the policy's GPUs.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        Whether the PRM does, and whether the rollout servers do.
+    """
+    reward, rollout = config.reward_model, config.actor_rollout_ref.rollout
+    on_gpu = device == "cuda"
+    return on_gpu and reward.enable and not reward.enable_resource_pool, on_gpu and not rollout.enable_resource_pool
+
+
+def servers_sleep(config: PPOTrainerConfig, device: str) -> bool:
+    """Say whether rollout servers hand their memory back between rollouts: where the policy trains on their GPUs.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+    """
+    return config.actor_rollout_ref.rollout.free_cache_engine and shares_policy_gpus(config, device)[1]
+
+
+def scorers_sleep(config: PPOTrainerConfig, device: str) -> bool:
+    """Say whether PRM servers hand their memory back while the policy trains on their GPUs.
+
+    Args:
+        config: The run's configuration.
+        device: `cuda` or `cpu`.
+
+    Returns:
+        False for asynchronous training too: responses are scored all the time.
+    """
+    is_asynchronous = config.trainer.max_staleness > 0
+    return config.reward_model.free_cache_engine and shares_policy_gpus(config, device)[0] and not is_asynchronous
+
+
 class ResourcePoolManager:
     """The pools of a run, by role.
 

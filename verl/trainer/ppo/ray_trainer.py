@@ -104,6 +104,7 @@ class RayPPOTrainer:
         """
         trainer = self.config.trainer
         self.runtime.sleep_servers()  # the ranks load a checkpoint, and all weights change anyway
+        self.runtime.loop.run(self.runtime.sleep_scorers())
         self._resume()
         self._sync_weights(verify=True)
         self._prove_weight_sync()

@@ -18,6 +18,7 @@ from verl.rewards.prm.selftest import self_test
 from verl.rewards.prm.spec import PRMSpec
 from verl.rewards.prm.steps import SplitRule
 from verl.rewards.prm.types import ScoreSteps
+from verl.trainer.ppo.placement import scorers_sleep
 from verl.workers.prm_pool import RemoteScorer, is_replica_gone
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def prm_spec(config: PPOTrainerConfig, device: str) -> PRMSpec:
         max_num_batched_tokens=reward.max_num_batched_tokens,
         max_num_seqs=reward.max_num_seqs,
         enforce_eager=reward.enforce_eager,
+        enable_sleep_mode=scorers_sleep(config, device),
         engine_kwargs=dict(reward.engine_kwargs),
         reference_path=process.implicit.reference_path,
         implicit_beta=process.implicit.beta,

@@ -68,7 +68,12 @@ class PendingRollout:
                 raise error.__cause__ from None
             raise RuntimeError(f"batch of training step {self.training_step}: {error}") from error
         self._runtime.sleep_servers()
-        return self._collect(outputs), self._runtime.loop.submit(self._scoring.finish())
+        return self._collect(outputs), self._runtime.loop.submit(self._finish_scoring())
+
+    async def _finish_scoring(self) -> ScoredBatch:
+        scores = await self._scoring.finish()
+        await self._runtime.sleep_scorers()
+        return scores
 
     @property
     def has_failed(self) -> bool:
@@ -139,6 +144,7 @@ class RolloutStage:
             return self._balance(batch)
 
         runtime.wake_servers()
+        runtime.wake_scorers()
         wanted = [*requests, *(_as_greedy(uid, request) for uid, request in greedy.items())]
         hold = not self._config.reward_model.overlap_rollout
         sampling = runtime.loop.submit(runtime.stream.generate(wanted, submit, hold))

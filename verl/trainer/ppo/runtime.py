@@ -6,6 +6,7 @@ Started once, in the order in which they depend on each other; whatever did star
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,7 +22,15 @@ from verl.rewards.loop import RewardLoop
 from verl.rewards.rule_pool import RuleVerifierPool
 from verl.rollout.base import RolloutSpec
 from verl.single_controller import RayWorkerGroup, WorkerSpec
-from verl.trainer.ppo.placement import ResourcePoolManager, Role, actor_environment, server_slots
+from verl.trainer.ppo.placement import (
+    ResourcePoolManager,
+    Role,
+    actor_environment,
+    scorers_sleep,
+    server_slots,
+    servers_sleep,
+    shares_policy_gpus,
+)
 from verl.trainer.ppo.reward_setup import build_reward_loop, custom_function, prm_spec
 from verl.trainer.ppo.rollout_stream import RolloutStream, SubmitSettings
 from verl.trainer.serving import (
@@ -56,6 +65,7 @@ class Runtime:
         pad_token_id: The policy tokenizer's.
         num_devices: Devices of all pools.
         sleeps: Whether rollout servers hand their memory back between rollouts.
+        scorers_sleep: Whether PRM servers do, from the last score of a step to the next rollout.
     """
 
     actor: Any
@@ -68,11 +78,22 @@ class Runtime:
     pad_token_id: int
     num_devices: int
     sleeps: bool
+    scorers_sleep: bool
 
     def sleep_servers(self) -> None:
         """Let the rollout servers hand their device memory back; nothing happens where they keep it."""
         if self.sleeps:
             ray.get([server.sleep.remote() for server in self.servers])
+
+    async def sleep_scorers(self) -> None:
+        """Let the PRM servers hand their device memory back; nothing happens where they keep it."""
+        if self.scorers_sleep:
+            await asyncio.gather(*(server.sleep.remote() for server in self.prm_servers))
+
+    def wake_scorers(self) -> None:
+        """Let the PRM servers take their device memory again."""
+        if self.scorers_sleep:
+            ray.get([server.wake.remote() for server in self.prm_servers])
 
     def wake_servers(self, for_update: bool = False) -> None:
         """Let the rollout servers take their device memory again.
@@ -137,7 +158,8 @@ def start_runtime(config: PPOTrainerConfig, device: str, total_training_steps: i
         total_training_steps=total_training_steps,
         pad_token_id=_pad_token_id(config),
         num_devices=pools.num_devices(),
-        sleeps=_sleeps(config, device),
+        sleeps=servers_sleep(config, device),
+        scorers_sleep=scorers_sleep(config, device),
     )
 
 
@@ -154,7 +176,7 @@ def rollout_spec(config: PPOTrainerConfig, device: str) -> RolloutSpec:
     rollout, data = config.actor_rollout_ref.rollout, config.data
     return RolloutSpec(
         model_path=config.actor_rollout_ref.model.path,
-        enable_sleep_mode=_sleeps(config, device),
+        enable_sleep_mode=servers_sleep(config, device),
         weight_sync=sync_backend(config, device),
         in_flight_update=rollout.in_flight_update,
         seed=config.trainer.seed,
@@ -182,25 +204,6 @@ def sync_backend(config: PPOTrainerConfig, device: str) -> str:
     if device == "cuda":
         return "nccl" if rollout.enable_resource_pool else "ipc"
     return "gloo" if rollout.enable_resource_pool else "shared_memory"
-
-
-def shares_policy_gpus(config: PPOTrainerConfig, device: str) -> tuple[bool, bool]:
-    """Say who runs on the policy's GPUs.
-
-    Args:
-        config: The run's configuration.
-        device: `cuda` or `cpu`.
-
-    Returns:
-        Whether the PRM does, and whether the rollout servers do.
-    """
-    reward, rollout = config.reward_model, config.actor_rollout_ref.rollout
-    on_gpu = device == "cuda"
-    return on_gpu and reward.enable and not reward.enable_resource_pool, on_gpu and not rollout.enable_resource_pool
-
-
-def _sleeps(config: PPOTrainerConfig, device: str) -> bool:
-    return config.actor_rollout_ref.rollout.free_cache_engine and shares_policy_gpus(config, device)[1]
 
 
 def _start_actor(config: PPOTrainerConfig, pools: ResourcePoolManager, stack: ExitStack) -> Any:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 import ray
 
+from tests.helpers.configs import build
 from verl.config import ActorRolloutRefConfig, PPOTrainerConfig, RolloutConfig
 from verl.config.reward import RewardModelConfig
 from verl.config.trainer import TrainerConfig
@@ -18,9 +19,15 @@ from verl.trainer.ppo.placement import (
     ServerSlot,
     actor_environment,
     connect_ray,
+    scorers_sleep,
     server_slots,
+    shares_policy_gpus,
 )
 from verl.utils.errors import UserError
+
+SPLIT = ("actor_rollout_ref.rollout.enable_resource_pool=True", "actor_rollout_ref.rollout.n_gpus_per_node=2")
+PRM = ("reward_model.enable=True", "reward_model.model.path=org/prm", "reward_model.gpu_memory_utilization=0.3")
+OWN_POOL = (*PRM, "reward_model.enable_resource_pool=True", "reward_model.n_gpus_per_node=2")
 
 
 def pools(reward: RewardModelConfig, device: str = "cpu") -> ResourcePoolManager:
@@ -101,3 +108,19 @@ def test_a_mistyped_argument_of_ray_is_refused_before_ray_starts() -> None:
     with ExitStack() as stack, pytest.raises(UserError, match=r"ray_kwargs\.ray_init=\['num_cpu'\]: ray\.init has no"):
         connect_ray({"num_cpu": 4, "_temp_dir": "/nowhere"}, 1, "cpu", stack)
     assert not ray.is_initialized()
+
+
+def test_engines_without_a_pool_share_the_policys_gpus() -> None:
+    assert shares_policy_gpus(build(), "cuda") == (False, True)
+    assert shares_policy_gpus(build(*PRM, *SPLIT), "cuda") == (True, False)
+    assert shares_policy_gpus(build(*OWN_POOL, *SPLIT), "cuda") == (False, False)
+    assert shares_policy_gpus(build(*PRM), "cpu") == (False, False)
+
+
+def test_a_prm_sleeps_while_the_policy_trains_on_its_gpus() -> None:
+    stale = (*SPLIT, "trainer.max_staleness=1", "algorithm.rollout_correction.rollout_is=token")
+    assert scorers_sleep(build(*PRM), "cuda") and scorers_sleep(build(*PRM, *SPLIT), "cuda")
+    assert not scorers_sleep(build(*PRM), "cpu")
+    assert not scorers_sleep(build(*PRM, "reward_model.free_cache_engine=False"), "cuda")
+    assert not scorers_sleep(build(*OWN_POOL), "cuda")
+    assert not scorers_sleep(build(*PRM, *stale), "cuda")  # responses of batches ahead are scored all the time

@@ -144,12 +144,22 @@ def test_servers_take_memory_for_weights_before_a_sync_and_the_rest_after_it(
     runtime, events = run.trainer.runtime, run.ranks.events
     runtime.sleep_servers = lambda: events.append("sleep")
     runtime.wake_servers = lambda for_update=False: events.append("wake for update" if for_update else "wake")
+    runtime.wake_scorers = lambda: events.append("wake PRM")
+
+    async def sleep_scorers() -> None:
+        events.append("PRM sleeps")
+
+    runtime.sleep_scorers = sleep_scorers
     run.trainer.fit()
 
     def sync(version: int) -> list[str]:
         return ["wake for update", f"sync {version}", "wake"]
 
-    assert events == ["sleep", *sync(1), *(e for n in range(STEPS) for e in ("wake", "sleep", "update", *sync(n + 2)))]
+    def step(number: int) -> list[str]:
+        return ["wake", "wake PRM", "sleep", "PRM sleeps", "update", *sync(number + 1)]
+
+    steps = [event for number in range(1, STEPS + 1) for event in step(number)]
+    assert events == ["sleep", "PRM sleeps", *sync(1), *steps]
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])

@@ -135,6 +135,9 @@ def test_prm_spec_takes_every_key() -> None:
     }
     assert prm_spec(config, "cuda") == PRMSpec(**common, device="cuda", kv_cache_bytes=None)
     assert prm_spec(config, "cpu") == PRMSpec(**common, device="cpu", kv_cache_bytes=1 << 29)
+    beside = ("enable_resource_pool=False", "n_gpus_per_node=0", "gpu_memory_utilization=0.3")
+    config = load(*WITH_PRM, *(f"reward_model.{setting}" for setting in beside)).config
+    assert prm_spec(config, "cuda").enable_sleep_mode and not prm_spec(config, "cpu").enable_sleep_mode
 
 
 def test_without_a_prm_the_rule_decides_alone() -> None:

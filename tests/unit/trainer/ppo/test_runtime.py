@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.configs import build
-from verl.trainer.ppo.runtime import rollout_spec, shares_policy_gpus, sync_backend
+from verl.trainer.ppo.runtime import rollout_spec, sync_backend
 
 SPLIT = ("actor_rollout_ref.rollout.enable_resource_pool=True", "actor_rollout_ref.rollout.n_gpus_per_node=2")
 
@@ -37,15 +37,6 @@ def test_servers_sleep_only_where_they_share_gpus() -> None:
     assert not rollout_spec(build(), "cpu").enable_sleep_mode
     assert not rollout_spec(build(*SPLIT), "cuda").enable_sleep_mode
     assert not rollout_spec(build("actor_rollout_ref.rollout.free_cache_engine=False"), "cuda").enable_sleep_mode
-
-
-def test_engines_without_a_pool_share_the_policys_gpus() -> None:
-    prm = ("reward_model.enable=True", "reward_model.model.path=org/prm", "reward_model.gpu_memory_utilization=0.3")
-    own = (*prm, "reward_model.enable_resource_pool=True", "reward_model.n_gpus_per_node=2")
-    assert shares_policy_gpus(build(), "cuda") == (False, True)
-    assert shares_policy_gpus(build(*prm, *SPLIT), "cuda") == (True, False)
-    assert shares_policy_gpus(build(*own, *SPLIT), "cuda") == (False, False)
-    assert shares_policy_gpus(build(*prm), "cpu") == (False, False)
 
 
 def test_engines_are_told_what_a_sync_does_to_responses_in_flight() -> None:
