@@ -23,12 +23,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
+from verl.algorithms.log_probs import ChunkedHead
 from verl.engines.attention import SequenceLayout
 from verl.engines.base import EngineSpec, HeadOutputs, HeadRequest, MegatronSpec
 from verl.engines.megatron.attention import PackedCoreAttention, PackedLayoutParams
 from verl.engines.megatron.weights import Qwen2Shape, split_dim
 from verl.engines.packing import PackedSequences
-from verl.engines.vocab_parallel import VocabParallelHead, VocabSlice
+from verl.engines.vocab_parallel import RankVocabSlice
 
 
 class RMSNorm(nn.Module):
@@ -120,8 +121,8 @@ class PackedGPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.shape.is_tied else self.output_layer.weight
         rank, rows = parallel_state.get_tensor_model_parallel_rank(), weight.shape[0]
         size = max(0, min(rows, self.shape.vocab - rank * rows))
-        vocab = VocabSlice(rank * rows, size, parallel_state.get_tensor_model_parallel_group())
-        head = VocabParallelHead(vocab, request.temperature, request.with_entropy, self.head_chunk_size)
+        vocab = RankVocabSlice(rank * rows, size, parallel_state.get_tensor_model_parallel_group())
+        head = ChunkedHead(vocab, request.temperature, request.with_entropy, self.head_chunk_size)
         return HeadOutputs(*head(hidden[packed.logit_positions, 0], weight, packed.target_ids))
 
 
