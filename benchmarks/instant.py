@@ -95,7 +95,7 @@ class InstantActor:
         """See `ActorRolloutRefWorker.compute_ref_log_prob`."""
         return self._join([shipped(_zeros(part, "ref_log_prob")) for part in self._ship(batch)])
 
-    def update_actor(self, batch: DataProto) -> list[dict[str, float]]:
+    def update_actor(self, batch: DataProto, training_step: int) -> list[dict[str, float]]:
         """See `ActorRolloutRefWorker.update_actor`."""
         return [
             {"actor/loss": 0.0, "actor/optimizer_steps": 1.0, "actor/skipped_steps": 0.0} for _ in self._ship(batch)

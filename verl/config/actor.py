@@ -33,7 +33,8 @@ class ActorConfig:
     """Compute the old log-probs in a forward pass of their own also where the update's own are the same: in a training
     step of one optimizer step, without KL in the reward and `algorithm.rollout_correction`."""
     shuffle: bool = False
-    """Draw the prompts of a batch in random order before they are cut into mini-batches."""
+    """Put every rank's responses in a new random order in every epoch before they are cut into mini-batches; responses
+    to one prompt are then spread over them. Off = they stay together."""
     grad_clip: float = limited(1.0, above=0.0)
     """Largest global gradient norm."""
     clip_ratio: float = limited(0.2, above=0.0)

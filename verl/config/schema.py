@@ -74,13 +74,6 @@ def field_types(section: type) -> dict[str, Any]:
     return typing.get_type_hints(section)
 
 
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Give a field's default; every field of the configuration has one."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 @functools.cache
 def field_docs(section: type) -> dict[str, str]:
     """Read the docstrings under a section's fields, base classes included.

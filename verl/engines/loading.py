@@ -16,6 +16,8 @@ from verl.utils.errors import UserError
 
 MEND = "Name a causal language model such as Qwen2, Qwen3 or Llama"
 _FIXED_ATTENTION = "lets no other attention be put in, which packed sequences need"
+# What else model families multiply or divide their logits by.
+_LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 _LAYER_KINDS = {"attention", "full_attention", "sliding_attention"}
 
 
@@ -62,7 +64,7 @@ def empty_model(spec: EngineSpec) -> nn.Module:
         The model, its attention set to the engines' own.
 
     Raises:
-        UserError: No such model there, or one whose attention is not the one that the engines compute.
+        UserError: No such model there, or one whose attention or logits are not those that the engines compute.
     """
     model_class, config = _class_and_config(spec)
     # A concrete class spells an auto class's constructor with an underscore.
@@ -75,6 +77,8 @@ def empty_model(spec: EngineSpec) -> nn.Module:
             raise
         raise _unfit(config, spec, _FIXED_ATTENTION) from error
     _check_attention(model, spec)
+    if spec.head == "log_probs":
+        _check_logits(model.config, spec)
     return model
 
 
@@ -99,6 +103,16 @@ def _check_attention(model: Any, spec: EngineSpec) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise _unfit(model.config, spec, reason)
+
+
+def _check_logits(config: Any, spec: EngineSpec) -> None:
+    """The head multiplies by the output weight itself: what a model does to its logits after that would be left out."""
+    scales = {name: getattr(config, name, None) for name in _LOGIT_SCALES}
+    changed = [f"{name}={value}" for name, value in scales.items() if value not in (None, 1)]
+    if getattr(config, "final_logit_softcapping", None):
+        changed.append(f"final_logit_softcapping={config.final_logit_softcapping}")
+    if changed:
+        raise _unfit(config, spec, f"changes its logits ({', '.join(changed)}), which the engines do not compute")
 
 
 def _unfit(config: Any, spec: EngineSpec, reason: str) -> UserError:

@@ -103,7 +103,7 @@ class RolloutSpec:
         enable_chunked_prefill: Split long prompts over engine steps.
         enable_prefix_caching: Share the prompt's KV cache inside a group.
         enable_sleep_mode: The engine can hand its memory back between rollouts (CUDA only).
-        weight_sync: Backend name: `shared_memory` or `ipc`.
+        weight_sync: Backend name: `shared_memory`, `ipc`, `gloo` or `nccl`.
         in_flight_update: What a weight sync does to requests in flight: `wait` for them, or `keep` them frozen.
         seed: Engine seed.
         trust_remote_code: Allow the model folder's own code.

@@ -57,7 +57,6 @@ class ActorRolloutRefWorker(Worker):
         super().__init__(place)
         self._config = config
         self._device_name = device
-        self._num_updates = 0
         self._ref: TrainEngine | None = None
         self._sender: WeightSender | None = None
 
@@ -142,11 +141,12 @@ class ActorRolloutRefWorker(Worker):
         return DataProto.from_dict(tensors={"ref_log_prob": result.log_probs})
 
     @register(Dispatch.DP_COMPUTE_METRIC)
-    def update_actor(self, batch: DataProto) -> dict[str, float]:
+    def update_actor(self, batch: DataProto, training_step: int) -> dict[str, float]:
         """Train on this rank's rows.
 
         Args:
             batch: Rows after stage 6.
+            training_step: Gives every epoch of every step an order of its own, the same after a resume.
 
         Returns:
             Metrics, the same on every rank.
@@ -163,8 +163,8 @@ class ActorRolloutRefWorker(Worker):
             rollout_is_weights=columns.get("rollout_is_weights", None),
             rollout_log_probs=columns["rollout_log_probs"],
         )
-        spec = policy_update_spec(self._config, self._config.trainer.seed + self._num_updates)
-        self._num_updates += 1
+        seed = self._config.trainer.seed + training_step * self._config.actor_rollout_ref.actor.ppo_epochs
+        spec = policy_update_spec(self._config, seed)
         self._actor.onload()
         metrics = update_policy(self._actor, policy_batch, spec)
         self._offload_idle()

@@ -50,6 +50,28 @@ def test_families_whose_packed_sequences_would_be_wrong(family: str, said: str, 
     assert said in str(caught.value) and "actor_rollout_ref.model.path" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("cohere", {}, "changes its logits (logit_scale=0.0625)"),
+        ("granite", {"logits_scaling": 8.0}, "changes its logits (logits_scaling=8.0)"),
+        ("gemma3_text", {"final_logit_softcapping": 5.0}, "changes its logits (final_logit_softcapping=5.0)"),
+        ("nanochat", {}, "changes its logits (final_logit_softcapping=15.0)"),
+    ],
+)
+def test_families_whose_log_probs_would_be_wrong(
+    family: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check_trainable(EngineSpec(write_family(tmp_path, family, **changes)))
+    assert said in str(caught.value) and "actor_rollout_ref.model.path" in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("granite", {"logits_scaling": 1.0}), ("gemma3_text", {})])
+def test_logits_that_are_left_as_they_are(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    check_trainable(EngineSpec(write_family(tmp_path, family, **changes)))
+
+
 def test_a_class_of_one_family_refuses_the_others(tmp_path: Path) -> None:
     path = write_family(tmp_path, "llama")
     with pytest.raises(UserError, match=r"'llama' model, which Qwen2ForProcessRewardModel.*of the family 'qwen2'"):

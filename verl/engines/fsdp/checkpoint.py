@@ -33,6 +33,9 @@ from verl.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# A resumed run may have new ones; the rate follows the schedule anyway.
+_SETTINGS = ("weight_decay", "betas", "eps")
+
 
 def save_checkpoint(
     folder: str, module: nn.Module, optimizer: Optimizer | None, num_steps: int, device: torch.device
@@ -80,7 +83,10 @@ def load_checkpoint(folder: str, module: nn.Module, optimizer: Optimizer | None,
     dcp.load(state, checkpoint_id=folder)
     set_model_state_dict(module, state["model"], options=StateDictOptions(strict=not _has_frozen_base(module)))
     if optimizer is not None:
+        settings = [{name: group[name] for name in _SETTINGS} for group in optimizer.param_groups]
         set_optimizer_state_dict(module, optimizer, state["optimizer"])
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
     meta = json.loads((path / "engine.json").read_text())
     _restore_rng(path, device, int(meta["world_size"]))
     return int(meta["num_steps"])

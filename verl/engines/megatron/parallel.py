@@ -52,11 +52,6 @@ class ParallelLayout:
         """Ranks that hold copies of the same part of the model."""
         return parallel_state.get_data_parallel_group()
 
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
-        return self.pp_rank == self.pp_size - 1
-
     def stage_rank(self, stage: int) -> int:
         """Global rank of a stage of this rank's pipeline."""
         return dist.get_global_rank(self.pp_group, stage)

@@ -148,7 +148,7 @@ class RayPPOTrainer:
                 batch = batch.union(compute_advantage(batch, self.config.algorithm, beta))
             with timer("update_actor"):
                 used = without_rows(batch, ~batch.batch["is_kept"])
-                metrics |= self.runtime.actor.update_actor(used)[0]
+                metrics |= self.runtime.actor.update_actor(used, self.global_steps)[0]
             with timer("update_weights"):
                 metrics |= self._sync_weights(verify=False)
         return {**metrics, **scores.metrics, **self._report(batch, scores), **self.correction.metrics(batch, metrics)}
@@ -222,8 +222,10 @@ class RayPPOTrainer:
         )
 
     def _validate(self) -> dict[str, float]:
-        with self.timer("testing"):
-            return self.validator.run(self.val_loader, self.global_steps, self.runtime.pad_token_id)
+        timer = StageTimer()
+        with timer("testing"):
+            metrics = self.validator.run(self.val_loader, self.global_steps, self.runtime.pad_token_id)
+        return metrics | timer.as_metrics()
 
     def _validate_and_track(self) -> dict[str, float]:
         if self.val_loader is None:

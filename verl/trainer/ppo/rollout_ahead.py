@@ -107,7 +107,7 @@ class RolloutAhead:
         """Get ready for a weight sync: hand over no further groups, and wait for those in flight unless they are kept.
 
         Raises:
-            RuntimeError: A rollout ahead failed.
+            RuntimeError: A rollout ahead is known to have failed; one that has only just failed is found by `take`.
         """
         if self._under_way:
             self._loop.run(self._stream.pause(until_idle=not self._settings.keeps_in_flight))

@@ -24,6 +24,8 @@ from tests.helpers.engine_cases import (
     training_batch,
 )
 from tests.helpers.tiny_models import save_tiny_model, tiny_model
+from verl.engines.base import EngineSpec, OptimizerSpec
+from verl.engines.fsdp.engine import FSDPEngine
 
 EXACT = [name for name, case in CASES.items() if case.compute == "float32"]
 ONE_RANK = {name: CASES[name] for name in ("plain", "untied", "checkpointing")}
@@ -133,6 +135,23 @@ def test_two_ranks_go_on_from_one_and_one_from_two(folder: Path, one_rank: dict,
             assert again["actor/lr"] == metrics["actor/lr"]
         for name, weight in straight["weights"].items():
             torch.testing.assert_close(resumed["weights"][name], weight, atol=5e-5, rtol=0)
+
+
+def test_a_resumed_run_steps_with_its_own_settings(folder: Path, tmp_path: Path) -> None:
+    """Decay is all that moves a weight whose gradients were always zero: by rate times decay of it."""
+    path = str(folder / "untied")
+    settings = partial(OptimizerSpec, lr=0.1, warmup_steps=0, clip_grad=1.0)
+    with one_rank_group():
+        first = FSDPEngine(EngineSpec(path, settings(weight_decay=0.0), device="cpu"))
+        first.save(str(tmp_path))
+        second = FSDPEngine(EngineSpec(path, settings(weight_decay=0.5), device="cpu"))
+        before = {name: weight.clone() for name, weight in second.named_weights()}
+        second.load(str(tmp_path))
+        for parameter in second.module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        second.optimizer_step()
+        for name, weight in second.named_weights():
+            torch.testing.assert_close(weight, before[name] * (1 - 0.1 * 0.5), msg=name)
 
 
 def test_export_loads_in_transformers_with_the_same_weights(folder: Path, two_ranks: list) -> None:

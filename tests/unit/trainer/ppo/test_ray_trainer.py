@@ -52,7 +52,7 @@ class ScriptedRanks:
         log_probs = batch.batch["rollout_log_probs"]
         return DataProto.from_dict(tensors={"old_log_probs": log_probs, "entropys": torch.zeros_like(log_probs)})
 
-    def update_actor(self, batch: DataProto) -> list[dict[str, float]]:
+    def update_actor(self, batch: DataProto, training_step: int) -> list[dict[str, float]]:
         self.events.append("update")
         self._before_update(len(self.trained) + 1)
         self.trained.append(sorted(set(batch.non_tensor_batch["ground_truth"])))
