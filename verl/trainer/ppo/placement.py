@@ -184,13 +184,13 @@ def connect_ray(ray_init: dict[str, Any], num_devices: int, device: str, stack: 
     Raises:
         UserError: `ray.init` does not know one of the arguments.
     """
-    if ray.is_initialized():
-        return
     known = inspect.signature(ray.init).parameters
     unknown = [name for name in ray_init if name not in known and not name.startswith("_")]
     if unknown:
         allowed, mend = "ray.init has no such argument", "See the documentation of ray.init"
         raise UserError.for_key("ray_kwargs.ray_init", unknown, allowed, mend)
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     defaults: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if os.environ.get("RAY_ADDRESS"):
