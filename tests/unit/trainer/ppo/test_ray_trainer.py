@@ -46,6 +46,7 @@ class ScriptedRanks:
     def __init__(self, servers: list[GatedServer], before_update: Callable[[int], None]) -> None:
         self._servers, self._before_update = servers, before_update
         self.trained: list[list[str]] = []
+        self.steps: list[int] = []
         self.events: list[str] = []
 
     def compute_log_prob(self, batch: DataProto) -> DataProto:
@@ -55,6 +56,7 @@ class ScriptedRanks:
     def update_actor(self, batch: DataProto, training_step: int) -> list[dict[str, float]]:
         self.events.append("update")
         self._before_update(len(self.trained) + 1)
+        self.steps.append(training_step)
         self.trained.append(sorted(set(batch.non_tensor_batch["ground_truth"])))
         return [{"actor/optimizer_steps": 1.0, "actor/skipped_steps": 0.0}]
 
@@ -185,6 +187,7 @@ def test_a_run_that_broke_off_goes_on_with_the_next_prompts(
     second = Run(loop, tmp_path / "run", bound, "trainer.save_freq=1")
     second.trainer.fit()
     assert first.ranks.trained + second.ranks.trained == whole.ranks.trained
+    assert first.ranks.steps + second.ranks.steps == list(range(1, STEPS + 1))
     assert list(second.metrics) == list(range(broken_off_in, STEPS + 1))
     assert second.begun() == list(range(broken_off_in, STEPS + 1))
 
@@ -233,6 +236,7 @@ def test_validation_runs_beside_the_batches_ahead_with_the_present_weights(
     run.server._answer = answer
     last = run.trainer.fit()
     assert last["val/acc/mean@1"] == 1.0
+    assert run.metrics[STEPS]["timing_s/testing"] == last["timing_s/testing"] > 0
     # the sync before the first step made version 1; there is one greedy answer to each of three prompts
     assert asked == [(f"val{step}", step + 1) for step in range(1, STEPS + 1) for _ in range(3)]
     assert [metrics["staleness/max"] for metrics in run.metrics.values()] == [0, 1, 2, 2, 2]
