@@ -128,19 +128,34 @@ class VLLMEngine:
             self._llm = None
 
     async def _while_alive(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """Wait for vLLM's answer, or for its process to be gone: vLLM itself would wait for ever."""
-        answer = asyncio.ensure_future(call)
-        while not answer.done():
-            await asyncio.wait({answer}, timeout=_ALIVE_POLL_S)
-            if not answer.done() and self._engine.errored:
-                answer.cancel()
-                raise RuntimeError("vLLM's engine process is gone (killed, or out of memory)")
-        return answer.result()
+        return await while_alive(self._engine, call)
 
     @property
     def _engine(self) -> AsyncLLM:
         assert self._llm is not None, "start() was not awaited"
         return self._llm
+
+
+async def while_alive(engine: AsyncLLM, call: Coroutine[Any, Any, Result]) -> Result:
+    """Wait for vLLM's answer, or for its process to be gone: vLLM itself would wait for ever.
+
+    Args:
+        engine: Who is asked.
+        call: What it is asked.
+
+    Returns:
+        The answer.
+
+    Raises:
+        RuntimeError: The engine's process is gone.
+    """
+    answer = asyncio.ensure_future(call)
+    while not answer.done():
+        await asyncio.wait({answer}, timeout=_ALIVE_POLL_S)
+        if not answer.done() and engine.errored:
+            answer.cancel()
+            raise RuntimeError("vLLM's engine process is gone (killed, or out of memory)")
+    return answer.result()
 
 
 def engine_args(spec: RolloutSpec) -> AsyncEngineArgs:

@@ -16,6 +16,7 @@ import logging
 
 from verl.rewards.prm.spec import LoadedAdapter, PRMSpec, load_adapter
 from verl.rewards.prm.types import ScoreRequest, StepLogits
+from verl.rollout.vllm_engine import while_alive
 from verl.workers.vllm_rows import LogRatioRows, PooledRows, RowReader
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,12 @@ class VLLMScorer:
     async def sleep(self) -> None:
         """See `StepScorer.sleep`."""
         assert self._reader is not None, "start() was not awaited"
-        await asyncio.gather(*(engine.sleep(level=1) for engine in self._reader.engines))
+        await asyncio.gather(*(while_alive(engine, engine.sleep(level=1)) for engine in self._reader.engines))
 
     async def wake(self) -> None:
         """See `StepScorer.wake`."""
         assert self._reader is not None, "start() was not awaited"
-        await asyncio.gather(*(engine.wake_up() for engine in self._reader.engines))
+        await asyncio.gather(*(while_alive(engine, engine.wake_up()) for engine in self._reader.engines))
 
     async def close(self) -> None:
         """End the engines."""

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,3 +24,19 @@ def test_no_rank_of_an_engine_is_an_actor_of_its_own(
         model_path=str(tmp_path), dtype="bfloat16", max_model_len=8, device=device, tensor_parallel_size=ranks
     )
     assert engine.engine_args(spec).distributed_executor_backend == expected
+
+
+def test_a_question_to_an_engine_that_is_gone_ends() -> None:
+    engine = pytest.importorskip("verl.rollout.vllm_engine")
+    vllm = SimpleNamespace(errored=False)
+
+    async def for_ever() -> None:
+        vllm.errored = True
+        await asyncio.Event().wait()
+
+    async def answer() -> int:
+        return 3
+
+    assert asyncio.run(engine.while_alive(vllm, answer())) == 3
+    with pytest.raises(RuntimeError, match="engine process is gone"):
+        asyncio.run(asyncio.wait_for(engine.while_alive(vllm, for_ever()), 10))

@@ -278,8 +278,7 @@ class RayPPOTrainer:
         self.global_steps = int(state["global_steps"])
         self.policy_version = int(state["policy_version"])
         self.reward_stage.kl_controller.value = float(state["kl_coef"])
-        if "alarms" in state:  # checkpoints of 0.1 have none
-            self.alarms.load_state_dict(state["alarms"])
+        self.alarms.load_state_dict(state["alarms"])
         self.train_loader.load_state_dict(data_state)
         self.runtime.actor.load_checkpoint(str(folder))
         logger.info("resumed from %s at training step %d", folder, self.global_steps)
